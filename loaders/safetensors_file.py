@@ -1,0 +1,240 @@
+"""Weights files: headers without bodies, tensors on demand, and writing whole or not at all.
+
+The only file that imports safetensors. The format: eight bytes with the length of the header (little-endian), the
+header as JSON, then the tensors' bytes without gaps (https://huggingface.co/docs/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from operator import index
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+GB = 10**9
+HEADER_LIMIT = 100_000_000  # safetensors' own
+WHOLE_LIMIT = 16 * 2**20
+SAMPLES, SAMPLE_BYTES = 64, 4096
+
+TORCH_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16",
+    "I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8",
+    "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool", "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}
+"""Data types as safetensors spells them, and torch's names. Older versions of torch lack some."""
+DTYPES = {name: getattr(torch, ours) for name, ours in TORCH_NAMES.items() if hasattr(torch, ours)}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorInfo:
+    """One tensor as the header describes it: its bytes lie at `start:end` in the file."""
+
+    dtype: str
+    """As safetensors spells it: `BF16`, `F8_E4M3`."""
+    shape: tuple[int, ...]
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a weights file says of itself before its body."""
+
+    path: Path
+    tensors: Mapping[str, TensorInfo]
+    metadata: Mapping[str, str]
+    size: int
+    """Bytes of the whole file."""
+
+
+def read_header(path: str | Path) -> Header:
+    """The header of a weights file; none of its body is read.
+
+    Raises ValueError, one sentence, where the file is missing, empty, of another kind, damaged or half downloaded.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path.name} is a folder, not a weights file: choose a .safetensors file in it.")
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            start = file.read(512)
+            length = int.from_bytes(start[:8], "little")
+            if start[8:9] != b"{" or length > HEADER_LIMIT:
+                raise ValueError(f"{path.name} {_what_else(start, size)}")
+            if 8 + length > size:
+                raise ValueError(f"{path.name} is incomplete: it ends within its header; download it again.")
+            file.seek(8)
+            text = file.read(length)
+    except FileNotFoundError:
+        raise ValueError(f"{path.name} was not found in {path.parent}: choose a file that is there.") from None
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror or error}.") from error
+    tensors, metadata = _parse(path.name, text)
+    _check_size(path.name, size, max((info.end for info in tensors.values()), default=8 + length))
+    return Header(path=path, tensors=tensors, metadata=metadata, size=size)
+
+
+def _what_else(start: bytes, size: int) -> str:
+    """What a file is that is not in this format, from its first bytes."""
+    text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    if size == 0:
+        return "is empty (0 bytes): download it again."
+    if start.startswith(b"GGUF"):
+        return "is a GGUF file, which cannot be trained on: choose the .safetensors file of the model."
+    if start.startswith((b"PK\x03\x04", b"\x80")):
+        return "is a PyTorch pickle, which can run code when it is opened: choose the .safetensors file of the model."
+    if text.startswith(b"<"):
+        return "is a web page, not weights: the site asked for a login or gave an error; download it again."
+    if text.startswith(b"version https://git-lfs"):
+        return "is a Git LFS pointer, not the weights themselves: download the file it stands for."
+    if not any(start):
+        return "holds only zeros where its header should be: its download has not finished; download it again."
+    return "is not a safetensors file, or it is damaged: choose another, or download it again."
+
+
+def _parse(name: str, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str]]:
+    """The header's JSON, checked."""
+    start = 8 + len(text)
+    tensors: dict[str, TensorInfo] = {}
+    try:
+        entries = json.loads(text)
+        metadata = dict(entries.pop("__metadata__", None) or {})
+        for key, entry in entries.items():
+            begin, end = map(index, entry["data_offsets"])
+            shape = tuple(map(index, entry["shape"]))
+            info = TensorInfo(dtype=str(entry["dtype"]), shape=shape, start=start + begin, end=start + end)
+            if not 0 <= begin <= end or any(size < 0 for size in shape):
+                raise ValueError(key)
+            if info.dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[info.dtype].itemsize:
+                raise ValueError(key)
+            tensors[key] = info
+        if not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("__metadata__")
+        spans = sorted((info.start, info.end) for info in tensors.values())
+        if any(begin != end for (begin, _), end in zip(spans, [start, *(end for _, end in spans)], strict=False)):
+            raise ValueError("gaps")
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"{name} has a broken header, so it is damaged: download it again.") from error
+    return tensors, metadata
+
+
+def _check_size(name: str, size: int, promised: int) -> None:
+    """ValueError unless a file has as many bytes as its header promises."""
+    if size < promised:
+        unit, digits = (GB, 1) if promised >= GB else (10**6, 1)
+        there, whole = f"{size / unit:.{digits}f}", f"{promised / unit:.{digits}f}"
+        if there == whole:
+            there, whole, label = f"{size:,}", f"{promised:,}", "bytes"
+        else:
+            label = "GB" if unit == GB else "MB"
+        raise ValueError(f"{name} is incomplete: {there} of {whole} {label} are there; download it again.")
+    if size > promised:
+        raise ValueError(
+            f"{name} is {size - promised:,} bytes longer than its header says, so it is damaged: download it again."
+        )
+
+
+def identity(header: Header) -> str:
+    """Hex digest of a file's header, its size and samples of its body: other weights, another digest.
+
+    Files up to 16 MB are read whole; of larger ones 64 blocks of 4 KB spread evenly over the body.
+    """
+    digest = hashlib.sha256(str(header.size).encode())
+    with header.path.open("rb") as file:
+        length = 8 + int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        digest.update(file.read(header.size if header.size <= WHOLE_LIMIT else length))
+        if header.size > WHOLE_LIMIT:
+            last = header.size - SAMPLE_BYTES
+            for sample in range(SAMPLES):
+                file.seek(length + (last - length) * sample // (SAMPLES - 1))
+                digest.update(file.read(SAMPLE_BYTES))
+    return digest.hexdigest()
+
+
+class TensorReader:
+    """A file's tensors one at a time, as they are stored, in memory of their own: nothing is mapped or kept."""
+
+    def __init__(self, header: Header):
+        self.header = header
+        self._file = header.path.open("rb", buffering=0)
+
+    def __enter__(self) -> TensorReader:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> Tensor:
+        """One tensor on the CPU. ValueError where torch has no such data type or the file ends early."""
+        info = self.header.tensors[name]
+        if info.dtype not in DTYPES:
+            raise ValueError(
+                f"{self.header.path.name} stores {name} as {info.dtype}, which this PyTorch does not know: "
+                "choose another version of the model."
+            )
+        raw = torch.empty(info.end - info.start, dtype=torch.uint8)
+        view = memoryview(raw.numpy())
+        self._file.seek(info.start)
+        done = 0
+        while done < len(view):
+            count = self._file.readinto(view[done:])
+            if not count:
+                raise ValueError(f"{self.header.path.name} ended while {name} was read: download it again.")
+            done += count
+        return raw.view(DTYPES[info.dtype]).reshape(info.shape)
+
+
+def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """All tensors and the metadata of a small file. Raises like `read_header`."""
+    header = read_header(path)
+    with TensorReader(header) as reader:
+        return {name: reader.read(name) for name in header.tensors}, dict(header.metadata)
+
+
+def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a file whole or not at all: what stood there before stays until the new one is on the disk.
+
+    Raises OSError, one sentence, where the disk cannot be written; no temporary file is left behind.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    path = Path(path)
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
+    try:
+        temporary.touch(exist_ok=False)
+        rights = temporary.stat().st_mode
+        save_file(_apart(tensors), temporary, metadata=dict(metadata) or None)
+        temporary.chmod(rights)  # save_file lets the owner alone read
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(f"{path} could not be written: {reason}. Check that its folder is there and not full.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the CPU, contiguous, no two in the same memory."""
+    apart, taken = {}, set()
+    for name, tensor in tensors.items():
+        tensor = tensor.detach().to("cpu").contiguous()
+        if tensor.untyped_storage().data_ptr() in taken:
+            tensor = tensor.clone()
+        taken.add(tensor.untyped_storage().data_ptr())
+        apart[name] = tensor
+    return apart

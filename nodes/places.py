@@ -1,0 +1,148 @@
+"""Where the pack may read and write: the only door to ComfyUI's `folder_paths`."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import folder_paths
+
+from .. import training
+
+INPUT = "input"
+DATASETS = "datasets"
+SUBFOLDER = "video_lora"
+
+
+def clip_folders() -> list[str]:
+    """Folders that may hold clips, as users see them: `input/my_clips`, `datasets/cats`."""
+    found = []
+    for label, root in _clip_roots():
+        for folder, names, _ in os.walk(root):
+            names[:] = sorted(name for name in names if not name.startswith("."))
+            for name in names:
+                path = os.path.join(folder, name)
+                if folder_paths.is_within_directory(root, path):
+                    found.append(f"{label}/{os.path.relpath(path, root)}".replace(os.sep, "/"))
+    return list(dict.fromkeys(found))
+
+
+def clip_folder(choice: str) -> Path:
+    """The folder behind a choice, `input/my_clips` or a path relative to either root.
+
+    Raises ValueError where it is missing, or lies outside the input and datasets folders once links are followed.
+    """
+    relative = checked_relative(choice, "Folder")
+    label, _, rest = relative.partition("/")
+    named = [root for known, root in _clip_roots() if known == label]
+    places = [(root, rest) for root in named] + [(root, relative) for _, root in _clip_roots()]
+    for root, name in places:
+        path = os.path.join(root, name)
+        if not os.path.isdir(path):
+            continue
+        if not folder_paths.is_within_directory(root, path):
+            raise ValueError(
+                f"Folder {choice!r} leads outside ComfyUI's input and datasets folders, to {os.path.realpath(path)}: "
+                "move the clips there, or add that place as 'datasets' in extra_model_paths.yaml."
+            )
+        return Path(os.path.realpath(path))
+    looked = ", ".join(root for _, root in _clip_roots())
+    raise ValueError(f"There is no folder {choice!r}: put your clips into a folder of their own in one of: {looked}.")
+
+
+def checked_relative(name: str, label: str) -> str:
+    """`name` with forward slashes, or ValueError where it is not a plain relative path on every system."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError(f"{label} is empty: choose one.")
+    slashed = name.strip().replace("\\", "/").rstrip("/")
+    parts = slashed.split("/")
+    if "\0" in slashed or len(slashed) > 1024:
+        raise ValueError(f"{label} {name[:40]!r} is not a usable path.")
+    if slashed.startswith("/") or re.match(r"[A-Za-z]:", slashed) or slashed == "":
+        raise ValueError(f"{label} {name!r} must be a path inside ComfyUI's folders, without a drive or leading slash.")
+    if any(part in ("", ".", "..") for part in parts):
+        raise ValueError(f"{label} {name!r} must not hold '.', '..' or empty parts.")
+    return slashed
+
+
+def model_files() -> list[str]:
+    """Weights files offered as base model."""
+    return folder_paths.get_filename_list("diffusion_models")
+
+
+def model_file(name: str) -> Path:
+    """The weights file behind a choice. Raises ValueError where there is none."""
+    return _file_of("diffusion_models", name, "Model file")
+
+
+def lora_file(name: str) -> Path:
+    """The LoRA with this name in ComfyUI's LoRA folders; a bare name finds a file in a subfolder if only one has it.
+
+    Raises ValueError naming the file and where it was looked for.
+    """
+    try:
+        return _file_of("loras", name, "LoRA")
+    except ValueError:
+        bare = checked_relative(name, "LoRA").rsplit("/", 1)[-1]
+        same = [other for other in folder_paths.get_filename_list("loras") if os.path.basename(other) == bare]
+        if len(same) == 1:
+            return _file_of("loras", same[0], "LoRA")
+        raise
+
+
+def lora_name(path: Path) -> str:
+    """A LoRA file's name as ComfyUI's own LoRA loaders list it."""
+    for root in folder_paths.get_folder_paths("loras"):
+        if folder_paths.is_within_directory(root, str(path)):
+            return os.path.relpath(os.path.realpath(path), os.path.realpath(root))
+    return path.name
+
+
+def lora_folder() -> Path:
+    """The first LoRA folder that can be written. Raises OSError where none can."""
+    return _first_writable(folder_paths.get_folder_paths("loras"), "LoRA folder")
+
+
+def run_folder(name: str) -> Path:
+    """What the run of this name leaves beside the LoRA. `name` has been checked by RunConfig."""
+    return Path(folder_paths.get_output_directory()) / SUBFOLDER / name
+
+
+def feature_folder() -> Path:
+    """Where features of clips and captions are kept. Raises OSError where it cannot be written."""
+    return _first_writable([os.path.join(folder_paths.get_output_directory(), SUBFOLDER, "_features")], "folder")
+
+
+def stamp(path: Path) -> str:
+    """Size and time of change of a file: another stamp, another content."""
+    facts = path.stat()
+    return f"{facts.st_size}:{facts.st_mtime_ns}"
+
+
+def _clip_roots() -> list[tuple[str, str]]:
+    roots = [(DATASETS, root) for root in folder_paths.get_folder_paths(DATASETS)]
+    return [(INPUT, folder_paths.get_input_directory()), *roots]
+
+
+def _file_of(kind: str, name: str, label: str) -> Path:
+    relative = checked_relative(name, label)
+    roots = folder_paths.get_folder_paths(kind)
+    for root in roots:
+        path = os.path.join(root, relative)
+        if os.path.isfile(path):
+            return Path(path)
+    raise ValueError(f"{label} {name!r} was not found; looked in: {', '.join(roots)}.")
+
+
+def _first_writable(folders: Iterable[str], label: str) -> Path:
+    reasons = []
+    for folder in folders:
+        try:
+            training.check_writable(Path(folder))
+        except OSError as error:
+            reasons.append(str(error))
+        else:
+            return Path(folder)
+    raise OSError(f"No {label} can be written. {' '.join(reasons)}")

@@ -1,0 +1,81 @@
+"""Turn clips and captions into what is trained on."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from .. import training
+from . import places
+from .host_encoders import HostClip, HostVae, check_vae
+from .progress import NodeListener
+from .sockets import CATEGORY, Base, BaseChoice, Clips, TrainingSetSocket
+
+
+class Prepare(io.ComfyNode):
+    """Clips, VAE and CLIP to features, each encoded once and kept on disk."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VLSPrepare",
+            display_name="Prepare",
+            category=CATEGORY,
+            description="Cuts and encodes every clip and caption once. What was encoded before is taken from disk.",
+            search_aliases=["cache latents", "encode dataset", "train", "lora"],
+            inputs=[
+                Clips.Input("clips", tooltip="The clips from Load Clips."),
+                Base.Input("base", tooltip="The model from Base Model: it decides sizes and frame rate."),
+                io.Vae.Input("vae", lazy=True, tooltip="The VAE that belongs to the base model, from Load VAE."),
+                io.Clip.Input(
+                    "clip", lazy=True, tooltip="The text encoder that belongs to the base model, from Load CLIP."
+                ),
+                size_input("width", "Width", 8192, "Width in pixels to which clips are cut."),
+                size_input("height", "Height", 8192, "Height in pixels to which clips are cut."),
+                size_input(
+                    "frames", "Frames", 1025, "Frames taken from the start of each clip, at the model's frame rate."
+                ),
+            ],
+            outputs=[
+                TrainingSetSocket.Output("training_set", tooltip="What Train learns from."),
+                io.String.Output("report", tooltip="What was encoded, what was taken from disk, what was left out."),
+                io.Image.Output("contact_sheet", tooltip="First, middle and last frame of every clip as it is used."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def check_lazy_status(cls, clips, base, width, height, frames, vae=None, clip=None):
+        check_size(base, width, height, frames)
+        return [name for name, value in (("vae", vae), ("clip", clip)) if value is None]
+
+    @classmethod
+    def execute(cls, clips, base: BaseChoice, vae, clip, width, height, frames) -> io.NodeOutput:
+        width, height, frames = check_size(base, width, height, frames)
+        check_vae(vae, base.base)
+        prepared = training.prepare(
+            clips,
+            base.base,
+            HostVae(vae),
+            HostClip(clip),
+            width=width,
+            height=height,
+            frames=frames,
+            cache=training.FeatureCache(places.feature_folder()),
+            listener=NodeListener(cls.hidden.unique_id),
+        )
+        return io.NodeOutput(prepared.training_set, prepared.report, training.contact_sheet(prepared))
+
+
+def size_input(name: str, label: str, most: int, help: str) -> io.Input:
+    """A size that may be left to the model."""
+    return io.Int.Input(
+        name, default=0, min=0, max=most, display_name=label, tooltip=f"{help} 0 means what suits the model."
+    )
+
+
+def check_size(base: BaseChoice, width: int, height: int, frames: int) -> tuple[int, int, int]:
+    """The size that clips will have, with the model's own for 0. Raises ValueError where the model cannot take it."""
+    suits = base.base.defaults
+    size = width or suits.width, height or suits.height, frames or suits.frames
+    base.base.grid.check(*size)
+    return size

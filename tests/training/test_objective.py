@@ -1,0 +1,46 @@
+import pytest
+import torch
+
+from video_lora_studio.training.objective import FlowMatching, shifted
+from video_lora_studio.training.seeds import generator
+
+
+@pytest.mark.parametrize("timesteps", ["logit-normal", "uniform"])
+@pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
+def test_levels_follow_the_shifted_distribution(timesteps, shift):
+    objective = FlowMatching(timesteps=timesteps, shift=shift)
+    levels = objective.draw(200_000, generator(0, "level"))
+    assert levels.dtype == torch.float32 and levels.min() >= 0 and levels.max() <= 1
+    normal = torch.tensor([-1.0, 0.0, 1.0])
+    below = torch.sigmoid(normal) if timesteps == "logit-normal" else torch.tensor([0.2, 0.5, 0.8])
+    share = torch.special.ndtr(normal) if timesteps == "logit-normal" else below
+    for edge, expected in zip(shifted(below, shift), share, strict=True):
+        assert (levels < edge).float().mean().item() == pytest.approx(expected.item(), abs=0.005)
+
+
+def test_half_of_shift_three_lies_above_three_quarters():
+    levels = FlowMatching(shift=3.0).draw(100_001, generator(1, "level"))
+    assert levels.median().item() == pytest.approx(0.75, abs=0.005)
+
+
+def test_the_target_leads_from_the_noisy_sample_to_the_clean_one():
+    clean, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
+    level = torch.tensor([0.0, 0.3, 1.0])
+    noisy = FlowMatching.noisy(clean, noise, level)
+    torch.testing.assert_close(noisy - level.view(-1, 1, 1) * FlowMatching.target(clean, noise), clean)
+    torch.testing.assert_close(noisy[0], clean[0])
+    torch.testing.assert_close(noisy[2], noise[2])
+
+
+def test_the_loss_is_taken_in_float32():
+    answer, target = torch.full((4,), 1.0, dtype=torch.bfloat16), torch.full((4,), 1.001)
+    loss = FlowMatching.loss(answer, target)
+    assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1e-6, rel=1e-2)
+
+
+def test_draws_depend_on_seed_purpose_and_position_alone():
+    def draw(*of):
+        return torch.randn(4, generator=generator(*of)).tolist()
+
+    assert draw(1, "noise", 5) == draw(1, "noise", 5)
+    assert len({tuple(draw(*of)) for of in [(1, "noise", 5), (2, "noise", 5), (1, "level", 5), (1, "noise", 6)]}) == 4

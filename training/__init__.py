@@ -1,0 +1,45 @@
+"""The engine: from clips to a LoRA file. Knows torch, not ComfyUI.
+
+These are its public words, imported on first use so that importing the pack stays cheap.
+"""
+
+from importlib import import_module
+
+_PUBLIC = {
+    "AdapterConfig": ".config",
+    "MemoryConfig": ".config",
+    "PRECISIONS": ".config",
+    "RecipeConfig": ".config",
+    "RunConfig": ".config",
+    "check_name": ".config",
+    "limits_of": ".config",
+    "scan": ".dataset.scan",
+    "ClipSet": ".dataset.clip_set",
+    "TrainingSet": ".dataset.training_set",
+    "contact_sheet": ".dataset.contact_sheet",
+    "FeatureCache": "..loaders.feature_cache",
+    "prepare": ".dataset.precompute",
+    "open_base_model": ".families",
+    "BaseModel": ".families.model_family",
+    "CaptionEncoder": ".families.model_family",
+    "ClipEncoder": ".families.model_family",
+    "Listener": ".listener",
+    "Progress": ".listener",
+    "SilentListener": ".listener",
+    "read_lora": "..loaders.lora_file",
+    "read_lora_header": "..loaders.lora_file",
+    "Places": ".run",
+    "TrainResult": ".run",
+    "check_writable": ".run",
+    "train": ".run",
+    "KeyMatch": ".run_output",
+}
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(_PUBLIC[name], __name__), name)
+    globals()[name] = value
+    return value

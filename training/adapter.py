@@ -1,0 +1,99 @@
+"""The LoRA on the transformer: attach it, hand back what trains, read it out.
+
+Shape letters: I a layer's inputs, O its outputs, R rank.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import Tensor, nn
+
+from ..loaders.lora_file import KEY_PREFIX
+from ..loaders.safetensors_file import read_header
+from .config import AdapterConfig
+from .families.model_family import BaseModel, ModelFamily
+from .seeds import generator
+
+PEFT_NAME = "default"
+
+
+def linear_layers(base: BaseModel) -> list[str]:
+    """Original names of the layers in a weights file that a LoRA can adapt, from its header alone."""
+    header = read_header(base.path)
+    matrices = [name for name, info in header.tensors.items() if name.endswith(".weight") and len(info.shape) == 2]
+    return [name.removeprefix(base.key_prefix).removesuffix(".weight") for name in matrices]
+
+
+def adapted_layers(layers: Iterable[str], family: ModelFamily, targets: str) -> list[str]:
+    """Those of `layers`, by original names, that `targets` asks for: a preset, endings separated by commas, or nothing.
+
+    Raises ValueError where an ending fits no layer.
+    """
+    layers, presets = list(layers), family.adapter_targets
+    chosen = targets.strip() or next(iter(presets))
+    endings = presets.get(chosen) or tuple(part.strip() for part in chosen.split(",") if part.strip())
+    for ending in endings:
+        if chosen not in presets and not any(f".{layer}".endswith(f".{ending}") for layer in layers):
+            known = sorted({known for preset in presets.values() for known in preset})
+            raise ValueError(
+                f"Layers: nothing in this model ends with {ending!r}. Presets: {'; '.join(presets)}. "
+                f"Endings: {', '.join(known)}."
+            )
+    return [layer for layer in layers if f".{layer}".endswith(tuple(f".{ending}" for ending in endings))]
+
+
+class Adapter:
+    """A LoRA attached to a frozen transformer. Its parameters are float32 whatever the transformer's weights are."""
+
+    def __init__(self, transformer: nn.Module, family: ModelFamily, config: AdapterConfig, *, rank: int, seed: int):
+        from peft import LoraConfig, inject_adapter_in_model
+
+        self.scale = config.scale(rank)
+        linear = {family.original_name(name): name for name, m in transformer.named_modules() if type(m) is nn.Linear}
+        modules = [linear[layer] for layer in adapted_layers(linear, family, config.targets)]
+        lora = LoraConfig(
+            r=rank, lora_alpha=self.scale * rank, target_modules=modules, lora_dropout=config.dropout, bias="none"
+        )
+        inject_adapter_in_model(lora, transformer, adapter_name=PEFT_NAME)
+        self._layers = {name: transformer.get_submodule(name) for name in modules}
+        self._keys = {name: KEY_PREFIX + family.original_name(name) for name in modules}
+        source = generator(seed, "adapter")
+        for layer in self._layers.values():
+            self._start_at_zero(layer, source)
+
+    @staticmethod
+    def _start_at_zero(layer: nn.Module, source: torch.Generator) -> None:
+        """Kaiming-uniform A and zero B, as peft does, but float32 (peft takes the base's dtype) and from our seed."""
+        down, up = layer.lora_A[PEFT_NAME], layer.lora_B[PEFT_NAME]
+        start = torch.empty(down.weight.shape, dtype=torch.float32)
+        nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=source)
+        down.weight = nn.Parameter(start.to(down.weight.device))
+        up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=up.weight.device))
+        # Under autocast the casts happen in the matrix product; peft's own would copy the input to float32 first.
+        layer.cast_input_dtype_enabled = False
+
+    def __len__(self) -> int:
+        """How many layers are adapted."""
+        return len(self._layers)
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """What trains, in a fixed order."""
+        for layer in self._layers.values():
+            yield layer.lora_A[PEFT_NAME].weight
+            yield layer.lora_B[PEFT_NAME].weight
+
+    def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The LoRA as it is written: `<key>.lora_A.weight` (R, I) and `.lora_B.weight` (O, R) with the scale in B.
+
+        Copies on the CPU. Without `.alpha` keys both ComfyUI and diffusers take the scale to be 1.
+        """
+        out = {}
+        for name, layer in self._layers.items():
+            key = self._keys[name]
+            out[f"{key}.lora_A.weight"] = layer.lora_A[PEFT_NAME].weight.detach().to("cpu", dtype, copy=True)
+            scaled = layer.lora_B[PEFT_NAME].weight.detach() * self.scale
+            out[f"{key}.lora_B.weight"] = scaled.to("cpu", dtype)
+        return out

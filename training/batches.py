@@ -1,0 +1,55 @@
+"""Which samples make up which batch, by position alone."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import torch
+
+from .dataset.training_set import Sample, TrainingSet, load_sample
+from .families.model_family import BaseModel, Features, Streams
+from .seeds import generator
+
+
+class Batches:
+    """An endless, shuffled sequence of batches, each of samples of one shape.
+
+    Every epoch shows every sample once. The batch at a position depends on the seed and the position only.
+    """
+
+    def __init__(self, training_set: TrainingSet, base: BaseModel, *, batch_size: int, seed: int):
+        self._samples = training_set.samples
+        self._base = base
+        self._batch_size = batch_size
+        self._seed = seed
+        self._shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, sample in enumerate(self._samples):
+            self._shapes[sample.latent_shape].append(index)
+        self._epoch = -1
+        self._order: list[list[int]] = []
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        return sum(-(-len(group) // self._batch_size) for group in self._shapes.values())
+
+    def samples(self, position: int) -> list[Sample]:
+        """The samples of the batch at `position`, counted from 0 over all epochs."""
+        epoch, place = divmod(position, len(self))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._shuffled(epoch)
+        return [self._samples[index] for index in self._order[place]]
+
+    def read(self, position: int) -> tuple[Streams, Features]:
+        """The clean streams and the features of the batch at `position`, on the CPU."""
+        return self._base.family.collate(self._base, [load_sample(sample) for sample in self.samples(position)])
+
+    def _shuffled(self, epoch: int) -> list[list[int]]:
+        source = generator(self._seed, "order", epoch)
+        batches = []
+        for group in self._shapes.values():
+            order = torch.randperm(len(group), generator=source).tolist()
+            batches += [
+                [group[i] for i in order[start : start + self._batch_size]]
+                for start in range(0, len(group), self._batch_size)
+            ]
+        return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]

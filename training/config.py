@@ -1,0 +1,205 @@
+"""Settings of a run: frozen values whose limits are checked where they are declared.
+
+A node reads its defaults, limits and tooltips from here, so that nothing is typed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What one setting may be, in words and numbers. `low` and `high` are inclusive."""
+
+    label: str
+    help: str
+    low: float | None = None
+    high: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+
+
+def setting(default: Any, label: str, help: str, **limits: Any) -> Any:
+    """A dataclass field that carries its own `Limits`."""
+    return dataclasses.field(default=default, metadata={"limits": Limits(label=label, help=help, **limits)})
+
+
+def limits_of(config: type, name: str) -> Limits:
+    """The limits declared for a field."""
+    return config.__dataclass_fields__[name].metadata["limits"]
+
+
+def check(config: Any) -> None:
+    """ValueError, naming the setting by its label, unless every setting lies within its limits."""
+    for field in dataclasses.fields(config):
+        limits: Limits | None = field.metadata.get("limits")
+        if limits is None:
+            continue
+        value = getattr(config, field.name)
+        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
+            wanted = int if isinstance(field.default, int) else (int, float)
+            if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+                kind = "a whole number" if wanted is int else "a number"
+                raise ValueError(f"{limits.label} must be {kind}, not {value!r}.")
+            if limits.low is not None and value < limits.low or limits.high is not None and value > limits.high:
+                raise ValueError(f"{limits.label} is {value}; it must lie between {limits.low:g} and {limits.high:g}.")
+        if limits.choices and value not in limits.choices:
+            raise ValueError(f"{limits.label} is {value!r}; choose one of: {', '.join(limits.choices)}.")
+
+
+PRECISIONS = ("auto", "bf16", "fp32")
+"""What a run may compute in. `auto`: float32 on a CPU, bfloat16 elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What the LoRA adapts, and how strongly. Rank is on `RunConfig`: it is asked of everybody."""
+
+    alpha: float = setting(
+        0.0, "Alpha", "Scale of the LoRA: its effect is multiplied by alpha / rank. 0 means the same as rank, "
+        "which is what most recipes use.", low=0.0, high=4096.0, step=1.0,
+    )
+    targets: str = setting(
+        "", "Layers", "Which layers the LoRA adapts. Empty: the model's own default (attention and feed-forward). "
+        "Otherwise a preset's name, or endings of layer names separated by commas, as they stand in LoRA files: "
+        "self_attn.q, self_attn.v, ffn.0",
+    )
+    dropout: float = setting(
+        0.0, "Dropout", "Share of the LoRA's inputs dropped at random in each step. 0 is usual.",
+        low=0.0, high=0.95, step=0.05,
+    )
+    save_as: str = setting(
+        "bf16", "Save as", "How the numbers of the LoRA file are stored. bf16 is small and what ComfyUI computes in; "
+        "fp32 keeps every digit.", choices=("bf16", "fp16", "fp32"),
+    )
+
+    def __post_init__(self):
+        check(self)
+
+    def scale(self, rank: int) -> float:
+        """alpha / rank, what the adapter's product is multiplied by."""
+        return (self.alpha or rank) / rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecipeConfig:
+    """How the LoRA is trained, beyond what `RunConfig` asks of everybody."""
+
+    batch_size: int = setting(
+        1, "Batch size", "Clips per micro-step. Larger needs more memory.", low=1, high=64,
+    )
+    gradient_accumulation: int = setting(
+        1, "Gradient accumulation", "Micro-steps per step: the effect of a larger batch without its memory.",
+        low=1, high=1024,
+    )
+    schedule: str = setting(
+        "constant", "Schedule", "How the learning rate goes after warm-up: it stays, falls in a line, or falls in "
+        "half a cosine to 0 at the last step.", choices=("constant", "linear", "cosine"),
+    )
+    warmup_steps: int = setting(
+        10, "Warm-up steps", "Steps over which the learning rate rises from 0 at the start. At most the run's steps "
+        "are used.", low=0, high=100000,
+    )
+    weight_decay: float = setting(
+        0.01, "Weight decay", "AdamW's pull of the LoRA's numbers towards 0.", low=0.0, high=10.0, step=0.01,
+    )
+    max_grad_norm: float = setting(
+        1.0, "Gradient clipping", "Longest gradient allowed; longer ones are shortened to it. 0 switches it off.",
+        low=0.0, high=1000.0, step=0.1,
+    )
+    timesteps: str = setting(
+        "logit-normal", "Timesteps", "How noise levels are drawn before the shift: logit-normal prefers the middle, "
+        "uniform takes all alike.", choices=("logit-normal", "uniform"),
+    )
+    logit_mean: float = setting(
+        0.0, "Logit mean", "Centre of the logit-normal distribution: above 0 trains noisier levels more.",
+        low=-10.0, high=10.0, step=0.1,
+    )
+    logit_std: float = setting(
+        1.0, "Logit width", "Width of the logit-normal distribution.", low=0.01, high=10.0, step=0.1,
+    )
+    shift: float = setting(
+        0.0, "Shift", "Timestep shift: above 1 trains noisier levels more. 0 means the model's own default.",
+        low=0.0, high=100.0, step=0.5,
+    )
+    save_every: int = setting(
+        250, "Save every", "Steps between copies of the LoRA kept in the run's folder. 0 keeps none.",
+        low=0, high=1000000,
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryConfig:
+    """How memory is saved."""
+
+    recompute: bool = setting(
+        True, "Recompute", "Forget each block's activations and compute them again on the way back: about a third "
+        "slower, several times less memory. Also known as gradient checkpointing.",
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+RESERVED_NAMES = frozenset(
+    ("con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10)))
+)
+
+
+def check_name(name: str) -> None:
+    """ValueError unless `name` can be a file's name on every system, and nothing but a name."""
+    if not isinstance(name, str) or not name.strip():
+        raise ValueError("Name is empty: give the LoRA a name, for example my_style.")
+    if name != name.strip() or len(name) > 100:
+        raise ValueError(f"Name {name[:40]!r} must have at most 100 characters and no blanks at its ends.")
+    if not re.fullmatch(r"\w[\w .+()-]*", name) or ".." in name or name.endswith("."):
+        raise ValueError(
+            f"Name {name!r} cannot be a file name: use letters, digits, blanks, '_', '-', '+' and single dots, "
+            "and no folder."
+        )
+    if name.split(".")[0].lower() in RESERVED_NAMES or name.startswith("_"):
+        raise ValueError(f"Name {name!r} is reserved: choose another.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: what is asked of everybody, and the groups of settings beside it."""
+
+    name: str = setting(
+        "my_video_lora", "Name", "Name of the LoRA file and of the run's folder, without folder or ending."
+    )
+    steps: int = setting(
+        2000, "Steps", "How many times the LoRA is improved. A few hundred show a tendency; 1,500 to 3,000 are usual.",
+        low=1, high=1000000,
+    )
+    rank: int = setting(
+        32, "Rank", "Size of the LoRA: higher holds more detail, takes more memory and learns accidents sooner.",
+        low=1, high=1024,
+    )
+    learning_rate: float = setting(
+        1e-4, "Learning rate", "How far each step goes. Lower it if the loss jumps, for motion try half.",
+        low=1e-9, high=1.0, step=1e-5,
+    )
+    seed: int = setting(
+        0, "Seed", "Start of every random choice: the same seed, settings and clips give the same LoRA.",
+        low=0, high=0xFFFFFFFFFFFFFFFF,
+    )
+    adapter: AdapterConfig = AdapterConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    memory: MemoryConfig = MemoryConfig()
+
+    def __post_init__(self):
+        check(self)
+        check_name(self.name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return dataclasses.asdict(self)

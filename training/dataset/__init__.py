@@ -1,0 +1,1 @@
+"""From footage to features: which clips, which frames, what is cached."""

@@ -1,0 +1,1 @@
+"""Fitting a run into the memory there is."""
