@@ -1,7 +1,7 @@
 """Weights files: headers without bodies, tensors on demand, and writing whole or not at all.
 
-The only file that imports safetensors. The format: eight bytes with the length of the header (little-endian), the
-header as JSON, then the tensors' bytes without gaps (https://huggingface.co/docs/safetensors#format).
+The only file that knows the safetensors format: eight bytes with the length of the header
+(little-endian), the header as JSON, then the tensors' bytes without gaps (https://huggingface.co/docs/safetensors#format).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import json
 import math
 import os
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
 from pathlib import Path
@@ -33,6 +33,7 @@ TORCH_NAMES = {
 }
 """Data types as safetensors spells them, and torch's names. Older versions of torch lack some."""
 DTYPES = {name: getattr(torch, ours) for name, ours in TORCH_NAMES.items() if hasattr(torch, ours)}
+SPELLED = {dtype: name for name, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,35 +207,36 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
     """Write a file whole or not at all: what stood there before stays until the new one is on the disk.
 
-    Raises OSError, one sentence, where the disk cannot be written; no temporary file is left behind.
+    The same tensors and metadata give the same bytes; the safetensors library orders metadata by chance. Raises
+    OSError, one sentence, where the disk cannot be written; no temporary file is left behind.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import save_file
-
     path = Path(path)
+    order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # keeps every tensor aligned
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        temporary.touch(exist_ok=False)
-        rights = temporary.stat().st_mode
-        save_file(_apart(tensors), temporary, metadata=dict(metadata) or None)
-        temporary.chmod(rights)  # save_file lets the owner alone read
-        with temporary.open("rb+") as file:
+        with temporary.open("xb") as file:
+            file.write(_header_bytes(order, tensors, metadata))
+            for name in order:
+                flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+                file.write(flat.view(torch.uint8).numpy())
+            file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        reason = getattr(error, "strerror", None) or error
+    except OSError as error:
+        reason = error.strerror or error
         raise OSError(f"{path} could not be written: {reason}. Check that its folder is there and not full.") from error
     finally:
         temporary.unlink(missing_ok=True)
 
 
-def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors on the CPU, contiguous, no two in the same memory."""
-    apart, taken = {}, set()
-    for name, tensor in tensors.items():
-        tensor = tensor.detach().to("cpu").contiguous()
-        if tensor.untyped_storage().data_ptr() in taken:
-            tensor = tensor.clone()
-        taken.add(tensor.untyped_storage().data_ptr())
-        apart[name] = tensor
-    return apart
+def _header_bytes(order: Sequence[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A file's beginning: the header's length, and the header, filled with blanks to a multiple of eight bytes."""
+    entries: dict[str, object] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    end = 0
+    for name in order:
+        tensor = tensors[name]
+        start, end = end, end + tensor.numel() * tensor.dtype.itemsize
+        entries[name] = {"dtype": SPELLED[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
+    text = text.ljust(-(-len(text) // 8) * 8)
+    return len(text).to_bytes(8, "little") + text

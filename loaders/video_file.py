@@ -19,7 +19,7 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from av.video.reformatter import ColorRange, Colorspace, Interpolation
+from av.video.reformatter import VideoReformatter
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
@@ -31,22 +31,15 @@ IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".t
 # Only these containers are opened: FFmpeg also knows playlists and scripts, which name other files and addresses.
 SAFE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif,mp3,wav,aac,flac,ogg", "protocol_whitelist": "file"}
 
-# Measured on a 1920x1080 zone plate brought to 854x480, against Pillow's Lanczos: error 0.5 of 255 with these flags,
-# 14 for area, and every method two levels too dark without accurate rounding.
-SCALING = int(
-    Interpolation.LANCZOS | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
-
-# ISO/IEC 23001-8 matrix coefficients (FFmpeg's AVColorSpace) to swscale's names for them.
-MATRICES = {
-    1: Colorspace.ITU709,
-    4: Colorspace.FCC,
-    5: Colorspace.ITU601,
-    6: Colorspace.ITU601,
-    7: Colorspace.SMPTE240M,
-    9: Colorspace.BT2020,
-    10: Colorspace.BT2020,
-}
+# Numbers of FFmpeg's own, since older PyAV names only some of them.
+# libswscale/swscale.h: Lanczos, accurate rounding, full chroma in and out. Measured on a 1920x1080 zone plate brought to
+# 854x480, against Pillow's Lanczos: off by 0.5 of 255, area by 14; without accurate rounding all are two levels too dark.
+SCALING = 0x200 | 0x40000 | 0x4000 | 0x2000
+# Matrix coefficients in a stream (ISO/IEC 23001-8) to libswscale's: BT.709, FCC, BT.601 in two guises, SMPTE 240M and
+# BT.2020 in two.
+MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
+BT_709, BT_601 = 1, 5
+LIMITED, FULL = 1, 2  # libavutil/pixfmt.h, AVColorRange
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ISO/IEC 23001-8 transfer characteristics
 FAR_SECONDS = 5.0
 """How far into a file the first wanted frame must lie before seeking pays."""
@@ -234,8 +227,9 @@ def _collect(footage: Footage, indexes: Sequence[int], width: int, height: int, 
         start = None if seek_to is None else footage.origin + seek_to
         frames = _with_times(footage, _decoded(container, stream, start))
         nearest = _nearest(footage, frames, [footage.times[indexes[position]] for position in order])
+        scaler = VideoReformatter()  # one for all: setting up its filters takes as long as scaling a frame
         for position, frame in zip(order, nearest, strict=True):
-            result[position] = torch.from_numpy(_fit(frame, footage, width, height))
+            result[position] = torch.from_numpy(_fit(frame, footage, width, height, scaler))
     return result
 
 
@@ -259,14 +253,14 @@ def _nearest(footage: Footage, frames: Iterator, wanted: Sequence[float]) -> Ite
         yield frame
 
 
-def _fit(frame, footage: Footage, width: int, height: int) -> np.ndarray:
+def _fit(frame, footage: Footage, width: int, height: int, scaler: VideoReformatter) -> np.ndarray:
     """One frame as RGB (height, width, 3), covering the size and cropped to it."""
     turned, mirrored, upturned = _orientation(frame)
     across, down = (height, width) if turned else (width, height)
     stored = (footage.height, footage.width) if turned else (footage.width, footage.height)
     scale = max(across / stored[0], down / stored[1])
     covering = max(across, round(stored[0] * scale)), max(down, round(stored[1] * scale))
-    rgb = _to_rgb(_on_white(frame) if _has_alpha(frame) else frame, *covering)
+    rgb = _to_rgb(_on_white(frame) if _has_alpha(frame) else frame, *covering, scaler=scaler)
     left, top = (covering[0] - across) // 2, (covering[1] - down) // 2
     rgb = rgb[top : top + down, left : left + across]
     if turned:
@@ -278,13 +272,13 @@ def _fit(frame, footage: Footage, width: int, height: int) -> np.ndarray:
     return np.ascontiguousarray(rgb)
 
 
-def _to_rgb(frame, width: int, height: int, form: str = "rgb24") -> np.ndarray:
+def _to_rgb(frame, width: int, height: int, form: str = "rgb24", scaler: VideoReformatter | None = None) -> np.ndarray:
     high_definition = frame.width >= 1280 or frame.height >= 720
-    matrix = MATRICES.get(frame.colorspace, Colorspace.ITU709 if high_definition else Colorspace.ITU601)
-    full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj") or frame.format.is_rgb
-    return frame.reformat(
-        width=width, height=height, format=form, src_colorspace=matrix, interpolation=SCALING,
-        src_color_range=ColorRange.JPEG if full else ColorRange.MPEG, dst_color_range=ColorRange.JPEG,
+    matrix = MATRICES.get(frame.colorspace, BT_709 if high_definition else BT_601)
+    full = frame.color_range == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+    return (scaler or VideoReformatter()).reformat(
+        frame, width=width, height=height, format=form, src_colorspace=matrix, interpolation=SCALING,
+        src_color_range=FULL if full else LIMITED, dst_color_range=FULL,
     ).to_ndarray()
 
 

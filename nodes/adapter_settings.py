@@ -22,7 +22,7 @@ class AdapterSettings(io.ComfyNode):
             description="Which layers the LoRA adapts, and how strongly. Train works without this node.",
             search_aliases=["alpha", "dropout", "target modules", "lora"],
             inputs=all_settings(training.AdapterConfig, visible=VISIBLE),
-            outputs=[Adapter.Output("adapter", tooltip="For Train.")],
+            outputs=[Adapter.Output("adapter", tooltip="The settings, for Train LoRA.")],
         )
 
     @classmethod

@@ -22,7 +22,7 @@ class MemorySettings(io.ComfyNode):
             description="How training is made to fit into memory. Train works without this node.",
             search_aliases=["gradient checkpointing", "vram", "lora"],
             inputs=all_settings(training.MemoryConfig, visible=VISIBLE),
-            outputs=[Memory.Output("memory", tooltip="For Train.")],
+            outputs=[Memory.Output("memory", tooltip="The settings, for Train LoRA.")],
         )
 
     @classmethod

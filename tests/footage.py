@@ -147,9 +147,9 @@ def _cut(source: Path, target: Path, start: float, seconds: float, width: int) -
         video = reader.streams.video[0]
         stream = writer.add_stream("libx264", rate=video.average_rate)
         stream.width, stream.height = width, round(width * video.height / video.width / 2) * 2
-        for frame in _between(reader.decode(video), start, start + seconds):
+        for number, frame in enumerate(_between(reader.decode(video), start, start + seconds)):
             frame = frame.reformat(stream.width, stream.height, "yuv420p")
-            frame.pts = None
+            frame.pts, frame.time_base = number, 1 / video.average_rate
             writer.mux(stream.encode(frame))
         writer.mux(stream.encode(None))
 

@@ -34,7 +34,7 @@ def write_twin(path, *, prefix="", stored="fp32", family=FAMILIES[0]):
         stored_tensors[name] = (weight / scale).to(dtype)
         truth[name] = stored_tensors[name].float() * scale
         layer = name.removesuffix(".weight")
-        layers[prefix + layer] = {"format": "float8_e4m3fn"}
+        layers[layer] = {"format": "float8_e4m3fn"}
         stored_tensors |= _marks(stored, layer, scale)
     if stored == "fp8 scaled old":
         stored_tensors["scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)

@@ -5,9 +5,9 @@ float32 on the CPU, AdamW, every block recomputed on both sides (its `gradient_c
 Both are called as a user calls them: `training.train`, and the node's `execute`. A step's time is what lies between
 two optimizer steps, taken by PyTorch's own global hook, so loading and saving do not count.
 
-    COMFYUI_PYTHON tests/bench/step_time.py [--pairs 5] [--steps 4] [--comfyui FOLDER] [--attention default|pytorch]
+    python tests/bench/step_time.py [--pairs 5] [--steps 4] [--threads N] [--comfyui FOLDER] [--attention default|pytorch]
 
-With the Python that ComfyUI runs with. Prints every pair's ratio ours/theirs, and median, least and greatest.
+Run it with the Python that ComfyUI runs with. Prints every pair's ratio ours/theirs, and median, least and greatest.
 """
 
 from __future__ import annotations
@@ -51,7 +51,6 @@ class StepClock:
 
 def start_comfyui(folder: Path, attention: str) -> None:
     sys.path[:0] = [str(folder), str(HERE.parent / "comfy")]
-    os.environ["TQDM_DISABLE"] = "1"
     warnings.filterwarnings("ignore", message="In CPU autocast")
     flags = {"pytorch": ["--use-pytorch-cross-attention"]}.get(attention, [])
     sys.argv = [sys.argv[0], "--cpu", *flags]
@@ -59,6 +58,9 @@ def start_comfyui(folder: Path, attention: str) -> None:
     import comfy.options
 
     comfy.options.enable_args_parsing()
+    import comfy.utils
+
+    comfy.utils.set_progress_bar_enabled(False)
 
 
 def write_wan(path: Path) -> None:
@@ -129,10 +131,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--comfyui", type=Path, default=Path(os.environ.get("COMFYUI_PATH") or Path.home() / "ComfyUI"))
     parser.add_argument("--attention", choices=("default", "pytorch"), default="default",
                         help="what ComfyUI's side computes attention with")
     given = parser.parse_args()
+    torch.set_num_threads(given.threads)
     start_comfyui(given.comfyui, given.attention)
     logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as name:

@@ -141,6 +141,10 @@ class ComfyServer:
         return self.folder / "output"
 
     @property
+    def counts_file(self) -> Path:
+        return self.output / "tiny_parts_counts.json"
+
+    @property
     def input(self) -> Path:
         return self.folder / "input"
 
@@ -183,6 +187,7 @@ class ComfyServer:
 
     def restart(self) -> None:
         self.stop()
+        self.counts_file.unlink(missing_ok=True)
         self.start()
 
     def log(self) -> str:
@@ -216,8 +221,7 @@ class ComfyServer:
 
     def counts(self) -> dict[str, int]:
         """How often the VAE and the text encoder of the test-only pack have encoded since the server was started."""
-        path = self.output / "tiny_parts_counts.json"
-        return json.loads(path.read_text()) if path.exists() else {"vae": 0, "clip": 0}
+        return json.loads(self.counts_file.read_text()) if self.counts_file.exists() else {"vae": 0, "clip": 0}
 
     def import_seconds(self, pack: str) -> list[float]:
         """ComfyUI's own figures of how long importing a pack took, one for each start. A failed import is none."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import comfy_server
 import pytest
+from server_parts import put_clips, write_parts
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +20,7 @@ def comfyui_here() -> Path:
 
 
 @pytest.fixture(scope="session")
-def comfy(comfyui_here: Path, tmp_path_factory: pytest.TempPathFactory):
+def comfy(comfyui_here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[comfy_server.ComfyServer]:
     """A running server."""
     server = comfy_server.ComfyServer(tmp_path_factory.mktemp("comfyui"))
     write_parts(server)
@@ -27,11 +29,7 @@ def comfy(comfyui_here: Path, tmp_path_factory: pytest.TempPathFactory):
     server.stop()
 
 
-def write_parts(server: comfy_server.ComfyServer) -> None:
-    """The tiny VAE (ComfyUI's own class) and the tiny Wan in its original key format."""
-    from tiny import write_twin
-
-    script = Path(comfy_server.__file__).with_name("write_tiny_vae.py")
-    comfy_server.run_script(script, comfy_server.comfyui_folder(), server.models / "vae" / "tiny_wan_vae.safetensors",
-                            folder=server.folder)
-    write_twin(server.models / "diffusion_models" / "tiny_wan.safetensors")
+@pytest.fixture(scope="session")
+def clips(comfy: comfy_server.ComfyServer) -> str:
+    """A folder of six captioned clips, as the pack's `folder` widget names it."""
+    return put_clips(comfy, "clips")

@@ -76,6 +76,17 @@ def stacked(rows: list[dict], *, name: str) -> Graph:
     }
 
 
+def main_job(folder: str, *, name: str, latents: str, seed: int = 3, **settings: Any) -> Graph:
+    """Footage in, LoRA out, stacked on the model, sampled: the whole graph. Latents as in `sampling`."""
+    return {
+        **training(folder, name=name, **settings),
+        **wan(),
+        "stack": node("VLSStack", model=("unet", 0), loras="[]", lora_name=("train", 3)),
+        "stack_report": node("PreviewAny", source=("stack", 3)),
+        **sampling(("stack", 0), name=latents, seed=seed),
+    }
+
+
 def natively(loras: list[tuple[str, float]], *, name: str) -> Graph:
     """Latents of the tiny Wan with LoRAs put on by ComfyUI's own LoraLoaderModelOnly, one after the other."""
     graph, model = wan(), ("unet", 0)

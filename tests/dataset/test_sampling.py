@@ -5,6 +5,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 from footage import read_counter, write_video
+
 from video_lora_studio.loaders.video_file import probe, read_frames
 from video_lora_studio.training.dataset.sampling import choose_frames
 from video_lora_studio.training.families.model_family import Grid

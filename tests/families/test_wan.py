@@ -129,6 +129,17 @@ def test_wan_models_with_parts_of_their_own_are_named_and_refused(tmp_path, key,
         open_base_model(path)
 
 
+@pytest.mark.parametrize("channels_in, title", [
+    (36, "Wan 2.1 I2V 14B"), (48, "Wan Fun-Control 14B"),
+    (52, r"a Wan model of another kind \(52 channels in, 16 out\)"),
+    (16, r"a Wan model of another kind \(16 channels in, 16 out\)"),
+])
+def test_wan_models_that_take_other_inputs_are_named_and_refused(tmp_path, channels_in, title):
+    shapes = real("wan2.1_i2v_14B")[0] | {"patch_embedding.weight": [5120, channels_in, 1, 2, 2]}
+    with pytest.raises(ValueError, match=f"^other.safetensors is {title}; only text-to-video Wan"):
+        open_base_model(hollow_file(tmp_path / "other.safetensors", shapes))
+
+
 def test_a_part_of_a_split_model_is_refused(tmp_path):
     shapes = {name: shape for name, shape in real("wan2.1_t2v_1.3B")[0].items() if "patch" not in name}
     with pytest.raises(ValueError, match="or is one part of a split model"):

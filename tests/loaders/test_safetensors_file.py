@@ -157,7 +157,22 @@ def test_written_tensors_may_share_memory_and_be_views(tmp_path):
         assert set(file.keys()) == set(tensors)
 
 
-@pytest.mark.parametrize("broken", ["safetensors.torch.save_file", "os.fsync", "os.replace"])
+def test_the_same_content_gives_the_same_bytes_in_any_order(tmp_path):
+    tensors = {"b": torch.ones(3, dtype=torch.bool), "a": torch.ones(2).bfloat16(), "c": torch.ones(5).double()}
+    metadata = {"z": "1", "a": "é\n\"{", "m": ""}
+    files = []
+    for turn in (list, lambda items: list(items)[::-1]):
+        write_tensors(tmp_path / "x.safetensors", dict(turn(tensors.items())), dict(turn(metadata.items())))
+        files.append((tmp_path / "x.safetensors").read_bytes())
+    assert files[0] == files[1] and read_tensors(tmp_path / "x.safetensors")[1] == metadata
+    header = read_header(tmp_path / "x.safetensors")
+    assert all(info.start % DTYPES[info.dtype].itemsize == 0 for info in header.tensors.values())
+    with safe_open(tmp_path / "x.safetensors", "pt") as file:
+        assert file.metadata() == metadata
+        assert all(torch.equal(file.get_tensor(name), tensor) for name, tensor in tensors.items())
+
+
+@pytest.mark.parametrize("broken", ["torch.Tensor.numpy", "os.fsync", "os.replace"])
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, broken):
     path = tmp_path / "x.safetensors"
     write_tensors(path, {"x": torch.ones(3)}, {})

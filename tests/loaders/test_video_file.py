@@ -10,13 +10,14 @@ import torch
 from footage import (
     counter_frame,
     cut_off,
-    real_footage,
     read_counter,
+    real_footage,
     write_sound,
     write_video,
     zeroed,
 )
 from PIL import Image
+
 from video_lora_studio.loaders.video_file import FootageEnds, FootageError, probe, read_frames
 
 ONE = 1 << 16  # fixed point of display matrices
@@ -261,16 +262,19 @@ def write_cover(path):
     """A sound file with a cover picture in it."""
     Image.new("RGB", (32, 32), "red").save(path.with_suffix(".png"))
     write_sound(path.with_suffix(".mka"), codec="libmp3lame")
-    with av.open(str(path.with_suffix(".mka"))) as sound, av.open(str(path.with_suffix(".png"))) as picture:
-        with av.open(str(path), "w", format="mp3") as container:
-            out = container.add_stream_from_template(sound.streams.audio[0])
-            cover = container.add_stream_from_template(picture.streams.video[0])
-            cover.disposition = av.stream.Disposition.attached_pic
-            for source, stream in ((picture, cover), (sound, out)):
-                for packet in source.demux():
-                    if packet.size:
-                        packet.stream = stream
-                        container.mux(packet)
+    with (
+        av.open(str(path.with_suffix(".mka"))) as sound,
+        av.open(str(path.with_suffix(".png"))) as picture,
+        av.open(str(path), "w", format="mp3") as container,
+    ):
+        audio = container.add_stream_from_template(sound.streams.audio[0])
+        cover = container.add_stream_from_template(picture.streams.video[0])
+        cover.disposition = av.stream.Disposition.attached_pic
+        for source, stream in ((picture, cover), (sound, audio)):
+            for packet in source.demux():
+                if packet.size:
+                    packet.stream = stream
+                    container.mux(packet)
     return path
 
 

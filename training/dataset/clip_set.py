@@ -20,7 +20,7 @@ class Clip:
     caption: str
     footage: Footage
     caption_file: str = ""
-    """Name of the file the caption was read from; empty where there is none."""
+    """Name of the file the caption was read from; empty where there is none, or nothing in it."""
     notes: tuple[str, ...] = ()
 
 
@@ -78,7 +78,8 @@ def clip_line(clip: Clip) -> str:
     if clip.kind == "video":
         facts.append(f"{footage.seconds:.1f} s at {rate(footage.fps)} fps")
         facts.append("with sound" if footage.has_audio else "no sound")
-    facts.append(f"caption in {clip.caption_file}" if clip.caption_file else "no caption file")
+    if clip.caption_file:
+        facts.append(f"caption in {clip.caption_file}")
     return f"{clip.name}: {', '.join([*facts, *clip.notes])}; {quoted(clip.caption)}"
 
 

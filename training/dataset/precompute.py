@@ -5,6 +5,7 @@ T frames, P height and Q width in pixels.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -159,8 +160,9 @@ def _encode_captions(job: _Job, plans: Sequence[_Plan]) -> int:
     """Encode the captions that the cache lacks; how many those were."""
     missing = {plan.caption_key: plan.clip for plan in plans if not job.cache.has(plan.caption_key)}
     for key, clip in _steps(job, "Encoding captions", list(missing.items()), lambda item: item[1].name):
-        features = job.base.family.prepare_caption(job.base, clip.caption, job.caption_encoder)
-        _check_finite(features, f"The caption of {clip.name}", "text encoder")
+        with _naming(f"caption of {clip.name}"):
+            features = job.base.family.prepare_caption(job.base, clip.caption, job.caption_encoder)
+            _check_finite(features, "text encoder")
         job.cache.store(key, features, {"kind": "caption", "caption": clip.caption})
     return len(missing)
 
@@ -195,25 +197,27 @@ def _encode_clip(job: _Job, plan: _Plan) -> tuple[_Plan, bool]:
         footage = plan.footage
         if not error.decoded:
             raise
-        note = error.reason
-        shorter = dataclasses.replace(
-            footage, times=footage.times[: error.decoded], notes=(*footage.notes, note)
-        )
-        clip = dataclasses.replace(plan.clip, notes=(*plan.clip.notes, note))
-        return _encode_clip(job, _plan(job, clip, shorter))
-    features = job.base.family.prepare_clip(job.base, frames.float().div_(255), job.clip_encoder)
-    _check_finite(features, f"Clip {plan.clip.name}", "VAE")
+        clip = dataclasses.replace(plan.clip, notes=(*plan.clip.notes, error.reason))
+        return _encode_clip(job, _plan(job, clip, dataclasses.replace(footage, times=footage.times[: error.decoded])))
+    with _naming(plan.clip.name):
+        features = job.base.family.prepare_clip(job.base, frames.float().div_(255), job.clip_encoder)
+        _check_finite(features, "VAE")
     job.cache.store(plan.key, {**features, PREVIEW: _preview(frames)}, {"kind": "clip"})
     return plan, True
 
 
-def _check_finite(features: Features, what: str, encoder: str) -> None:
-    for name, tensor in features.items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise ValueError(
-                f"{what} gave {name} features that are not finite numbers: the {encoder} may be damaged or overflow in "
-                "half precision; try it in fp32 or bf16."
-            )
+@contextlib.contextmanager
+def _naming(what: str) -> Iterator[None]:
+    """Say in a ValueError which clip or caption it came up with."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{what}: {error}") from error
+
+
+def _check_finite(features: Features, encoder: str) -> None:
+    if not all(tensor.isfinite().all() for tensor in features.values()):
+        raise ValueError(f"The {encoder} gave values that are not numbers: run it in bf16 or fp32.")
 
 
 def _preview(frames: Tensor) -> Tensor:

@@ -55,7 +55,8 @@ def scan(folder: str | Path, trigger: str = "", listener: Listener | None = None
 
 def natural(name: str) -> tuple[list, str]:
     """A key that sorts as people do: clip2 before clip10."""
-    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.casefold())], name
+    stem = Path(name).stem.casefold()
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", stem)], name
 
 
 def _entries(folder: Path) -> tuple[list[Path], int]:
@@ -94,11 +95,12 @@ def _clip(entry: Path, folder: Path, text: Path | None, trigger: str) -> Clip:
         raise FootageError(entry, "not a video or image")
     footage = probe(entry)
     caption, notes = _caption(text, folder)
+    read = bool(caption)
     if trigger and not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
         caption = f"{trigger}, {caption}" if caption else trigger
     return Clip(
         path=entry, name=entry.name, kind=footage.kind, caption=caption, footage=footage,
-        caption_file=text.name if text else "", notes=(*footage.notes, *notes),
+        caption_file=text.name if read else "", notes=(*footage.notes, *notes),
     )
 
 
@@ -121,11 +123,11 @@ def _caption(text: Path | None, folder: Path) -> tuple[str, Sequence[str]]:
         with text.open("rb") as file:
             data = file.read(LONGEST_CAPTION + 1)
     except FootageError as error:
-        return "", (f"caption not read: {error.reason}",)
+        return "", (f"{text.name} not read: {error.reason}",)
     except OSError as error:
-        return "", (f"caption not read: {error.strerror or error}",)
+        return "", (f"{text.name} not read: {error.strerror or error}",)
     if len(data) > LONGEST_CAPTION:
-        return "", (f"caption not read: {text.name} is too long to be one",)
+        return "", (f"{text.name} not read: too long for a caption",)
     notes = []
     try:
         caption = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")

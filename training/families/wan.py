@@ -122,7 +122,7 @@ class Wan(ModelFamily):
                 source=base.path.name,
             )
         _embed_time_in_full_precision(transformer)
-        return transformer.eval()
+        return transformer.train(False)
 
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.blocks
@@ -184,7 +184,7 @@ class Wan(ModelFamily):
         shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
         fill(twin, shapes, draw, KeyMap(()), dtype=torch.float32)
         _embed_time_in_full_precision(twin)
-        return config, twin.eval()
+        return config, twin.train(False)
 
 
 def _config(
@@ -246,14 +246,13 @@ def _title(header: Header, prefix: str, config: Mapping[str, Any]) -> tuple[str,
     if unknown := sorted({name.split(".")[0] for name in own} - set(ROOTS)):
         return f"a Wan model with parts of its own ({', '.join(unknown[:3])})", False
     channels = config["in_channels"], config["out_channels"]
-    if "image_dim" in config:
-        return f"Wan 2.1 {'FLF2V' if 'pos_embed_seq_len' in config else 'I2V'} {size}", False
     if channels == (36, 16):
-        return f"Wan 2.2 I2V {size}", False
-    if channels == (48, 48):
-        return f"Wan 2.2 TI2V {size}", False
-    if channels != (16, 16):
-        return f"a Wan model with {channels[0]} input and {channels[1]} output channels", False
+        kind = "2.1 FLF2V" if "pos_embed_seq_len" in config else "2.1 I2V" if "image_dim" in config else "2.2 I2V"
+        return f"Wan {kind} {size}", False
+    if channels in ((48, 48), (48, 16)):
+        return f"Wan {'2.2 TI2V' if channels == (48, 48) else 'Fun-Control'} {size}", False
+    if channels != (16, 16) or "image_dim" in config:
+        return f"a Wan model of another kind ({channels[0]} channels in, {channels[1]} out)", False
     version = {"1.3B": "2.1 ", "14B": "2.1 / 2.2 "}.get(size, "")
     return f"Wan {version}T2V {size}", True
 

