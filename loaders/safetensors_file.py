@@ -1,7 +1,7 @@
 """Weights files: headers without bodies, tensors on demand, and writing whole or not at all.
 
-The only file that knows the safetensors format: eight bytes with the length of the header
-(little-endian), the header as JSON, then the tensors' bytes without gaps (https://huggingface.co/docs/safetensors#format).
+The only file that knows the safetensors format: eight bytes with the length of the header (little-endian), the header
+as JSON, then the tensors' bytes without gaps (https://huggingface.co/docs/safetensors#format).
 """
 
 from __future__ import annotations

@@ -32,8 +32,9 @@ IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".t
 SAFE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif,mp3,wav,aac,flac,ogg", "protocol_whitelist": "file"}
 
 # Numbers of FFmpeg's own, since older PyAV names only some of them.
-# libswscale/swscale.h: Lanczos, accurate rounding, full chroma in and out. Measured on a 1920x1080 zone plate brought to
-# 854x480, against Pillow's Lanczos: off by 0.5 of 255, area by 14; without accurate rounding all are two levels too dark.
+# libswscale/swscale.h: Lanczos, accurate rounding, full chroma in and out. Measured on a zone plate brought from
+# 1920x1080 to 854x480, against Pillow's Lanczos: off by 0.5 of 255, area by 14; without accurate rounding
+# all are two levels too dark.
 SCALING = 0x200 | 0x40000 | 0x4000 | 0x2000
 # Matrix coefficients in a stream (ISO/IEC 23001-8) to libswscale's: BT.709, FCC, BT.601 in two guises, SMPTE 240M and
 # BT.2020 in two.
@@ -78,6 +79,8 @@ class Footage:
     notes: tuple[str, ...] = ()
     origin: float | None = 0.0
     """The first frame's time in the file's own clock; None where frames carry no times and only their order counts."""
+    orientation: tuple[bool, bool, bool] = (False, False, False)
+    """What makes the stored picture upright, in this order: swap x and y, mirror left and right, turn upside down."""
 
     @property
     def seconds(self) -> float:
@@ -160,14 +163,16 @@ def _probe_video(path: Path, container) -> Footage:
     frame = next(_decoded(container, stream, seek_to=float(stamps[0] * base) if timed else 0.0), None)
     if frame is None:
         raise FootageError(path, "no frame of it can be decoded")
+    orientation = _orientation(frame)
     width, height = _square_size(frame, stream)
-    notes = _remarks(frame, times)
+    notes = _remarks(frame, stream, times)
     declared = float((stream.duration or 0) * stream.time_base)
     if len(times) < stream.frames and times[-1] + 2.5 / fps < declared:  # fewer alone may be an edit list's doing
         notes = (f"only {len(times)} of {stream.frames} frames are in the file: it is cut off", *notes)
     return Footage(
-        path=path, kind="video", width=width, height=height, times=times, fps=fps, notes=notes,
-        has_audio=bool(container.streams.audio), origin=float(stamps[0] * base) if timed else None,
+        path=path, kind="video", width=height if orientation[0] else width, height=width if orientation[0] else height,
+        times=times, fps=fps, notes=notes, has_audio=bool(container.streams.audio),
+        origin=float(stamps[0] * base) if timed else None, orientation=orientation,
     )
 
 
@@ -219,7 +224,7 @@ def _decoded(container, stream, seek_to: float | None) -> Iterator:
 
 def _collect(footage: Footage, indexes: Sequence[int], width: int, height: int, seek_to: float | None) -> Tensor:
     """Decode once and keep what is nearest to each wanted time."""
-    result = torch.empty(len(indexes), height, width, 3, dtype=torch.uint8)
+    pixels = np.empty((len(indexes), height, width, 3), np.uint8)
     order = sorted(range(len(indexes)), key=indexes.__getitem__)
     with _open_video(footage.path) as container:
         stream = _video_stream(container)
@@ -229,8 +234,8 @@ def _collect(footage: Footage, indexes: Sequence[int], width: int, height: int, 
         nearest = _nearest(footage, frames, [footage.times[indexes[position]] for position in order])
         scaler = VideoReformatter()  # one for all: setting up its filters takes as long as scaling a frame
         for position, frame in zip(order, nearest, strict=True):
-            result[position] = torch.from_numpy(_fit(frame, footage, width, height, scaler))
-    return result
+            pixels[position] = _fit(frame, footage, width, height, scaler)
+    return torch.from_numpy(pixels)
 
 
 def _with_times(footage: Footage, frames: Iterator) -> Iterator[tuple[float, av.VideoFrame]]:
@@ -255,7 +260,7 @@ def _nearest(footage: Footage, frames: Iterator, wanted: Sequence[float]) -> Ite
 
 def _fit(frame, footage: Footage, width: int, height: int, scaler: VideoReformatter) -> np.ndarray:
     """One frame as RGB (height, width, 3), covering the size and cropped to it."""
-    turned, mirrored, upturned = _orientation(frame)
+    turned, mirrored, upturned = footage.orientation
     across, down = (height, width) if turned else (width, height)
     stored = (footage.height, footage.width) if turned else (footage.width, footage.height)
     scale = max(across / stored[0], down / stored[1])
@@ -269,16 +274,17 @@ def _fit(frame, footage: Footage, width: int, height: int, scaler: VideoReformat
         rgb = rgb[:, ::-1]
     if upturned:
         rgb = rgb[::-1]
-    return np.ascontiguousarray(rgb)
+    return rgb
 
 
 def _to_rgb(frame, width: int, height: int, form: str = "rgb24", scaler: VideoReformatter | None = None) -> np.ndarray:
     high_definition = frame.width >= 1280 or frame.height >= 720
     matrix = MATRICES.get(frame.colorspace, BT_709 if high_definition else BT_601)
     full = frame.color_range == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
+    other = BT_601 if matrix == BT_709 else BT_709  # RGB has no matrix, but before 17 PyAV heeds only a change of it
     return (scaler or VideoReformatter()).reformat(
-        frame, width=width, height=height, format=form, src_colorspace=matrix, interpolation=SCALING,
-        src_color_range=FULL if full else LIMITED, dst_color_range=FULL,
+        frame, width=width, height=height, format=form, src_colorspace=matrix, dst_colorspace=other,
+        src_color_range=FULL if full else LIMITED, dst_color_range=FULL, interpolation=SCALING,
     ).to_ndarray()
 
 
@@ -287,16 +293,16 @@ def _has_alpha(frame) -> bool:
 
 
 def _on_white(frame) -> av.VideoFrame:
-    """The frame without transparency, at its own size, RGB; side data (its orientation) is the caller's to keep."""
+    """The frame without transparency, at its own size, RGB."""
     rgba = _to_rgb(frame, frame.width, frame.height, "rgba").astype(np.uint16)
     rgb, alpha = rgba[..., :3], rgba[..., 3:]
     return av.VideoFrame.from_ndarray(((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8), "rgb24")
 
 
 def _orientation(frame) -> tuple[bool, bool, bool]:
-    """(turned, mirrored, upturned): swap x and y first, then mirror left-right, then turn upside down.
+    """As `Footage.orientation`, from the display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h).
 
-    From the display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h).
+    Not to be asked of every frame: PyAV then keeps each in memory until Python next collects garbage.
     """
     try:
         matrix = frame.side_data["DISPLAYMATRIX"]
@@ -309,13 +315,12 @@ def _orientation(frame) -> tuple[bool, bool, bool]:
 
 
 def _square_size(frame, stream) -> tuple[int, int]:
-    """Upright width and height in square pixels; the side that is too short is lengthened."""
+    """Width and height in square pixels, as stored; the side that is too short is lengthened."""
     aspect = stream.sample_aspect_ratio or 1
-    width, height = round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
-    return (height, width) if _orientation(frame)[0] else (width, height)
+    return round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
 
 
-def _remarks(frame, times: tuple[float, ...]) -> tuple[str, ...]:
+def _remarks(frame, stream, times: tuple[float, ...]) -> tuple[str, ...]:
     """What a person should know of this footage."""
     notes = []
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
@@ -323,8 +328,8 @@ def _remarks(frame, times: tuple[float, ...]) -> tuple[str, ...]:
         notes.append("variable frame rate")
     if frame.interlaced_frame:
         notes.append("interlaced: both fields are kept")
-    if frame.color_trc in HDR_TRANSFERS:
-        notes.append(f"HDR ({HDR_TRANSFERS[frame.color_trc]}) is not tone-mapped: colours look flat")
+    if hdr := HDR_TRANSFERS.get(stream.codec_context.color_trc):
+        notes.append(f"HDR ({hdr}) is not tone-mapped: colours look flat")
     if _has_alpha(frame) and _to_rgb(frame, frame.width, frame.height, "rgba")[..., 3].min() < 255:
         notes.append("transparent parts become white")
     return tuple(notes)

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from .. import training
 from . import places
-from .progress import NodeListener
+from .progress import NodeListener, show_text
 from .sockets import CATEGORY, Clips
 
 
@@ -64,7 +64,9 @@ class LoadClips(io.ComfyNode):
     @classmethod
     def execute(cls, folder, trigger) -> io.NodeOutput:
         clips = training.scan(places.clip_folder(folder), trigger, NodeListener(cls.hidden.unique_id))
-        return io.NodeOutput(clips, clips.report())
+        report = clips.report()
+        show_text(report.partition("\n")[0], cls.hidden.unique_id)
+        return io.NodeOutput(clips, report)
 
 
 def listing(folder: str | None) -> list[str] | None:

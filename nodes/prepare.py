@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .. import training
 from . import places
 from .host_encoders import HostClip, HostVae, check_vae
-from .progress import NodeListener
+from .progress import NodeListener, show_text
 from .sockets import CATEGORY, Base, BaseChoice, Clips, TrainingSetSocket
 
 
@@ -63,6 +63,7 @@ class Prepare(io.ComfyNode):
             cache=training.FeatureCache(places.feature_folder()),
             listener=NodeListener(cls.hidden.unique_id),
         )
+        show_text(prepared.report.partition("\n")[0], cls.hidden.unique_id)
         return io.NodeOutput(prepared.training_set, prepared.report, training.contact_sheet(prepared))
 
 

@@ -43,7 +43,7 @@ def line_of(progress: training.Progress) -> str:
     parts = [f"{progress.phase} {progress.done} of {progress.total}"]
     if progress.loss is not None:
         parts.append(f"loss {progress.loss:.4f}")
-    if progress.seconds_left is not None:
+    if progress.seconds_left is not None and progress.done < progress.total:
         parts.append(f"{duration(progress.seconds_left)} left")
     if progress.detail:
         parts.append(progress.detail)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import struct
 from collections.abc import Callable, Iterable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -48,14 +49,14 @@ def write_video(
     pix_fmt: str = "yuv420p",
     options: dict[str, str] | None = None,
     aspect: Fraction | None = None,
-    matrix: list[int] | None = None,
+    matrix: tuple[int, int, int, int] | None = None,
     colour: tuple[int, int, int] | None = None,
     sound: bool = False,
     faststart: bool = False,
 ) -> Path:
     """Write a clip, by default H.264 with B-frames and the counter in every frame.
 
-    `times`: when each frame is shown, in seconds (else frames / fps). `matrix`: nine numbers of a display matrix.
+    `times`: when each frame is shown, in seconds (else frames / fps). `matrix`: a, b, c, d of a display matrix (mov).
     `colour`: (space, range, transfer) as FFmpeg numbers them. `draw(number, width, height)` gives RGB.
     """
     fps = Fraction(fps).limit_denominator(100000)
@@ -67,8 +68,6 @@ def write_video(
         stream.options = options or ({"crf": "12", "g": "24"} if codec == "libx264" else {})
         if aspect:
             stream.codec_context.sample_aspect_ratio = aspect
-        if matrix:
-            stream.set_display_matrix(matrix)
         if colour:
             context = stream.codec_context
             context.colorspace, context.color_range, context.color_trc = colour
@@ -81,14 +80,25 @@ def write_video(
                 frame = frame.reformat(
                     format=pix_fmt, dst_colorspace={9: 9, 1: 1}.get(colour[0], 5), dst_color_range=colour[1]
                 )
-                frame.colorspace, frame.color_range, frame.color_trc = colour
+                frame.colorspace, frame.color_range = colour[:2]
             if times is not None:
                 frame.pts, frame.time_base = round(times[number] / CLOCK), CLOCK
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio:
             _write_silence(container, audio, float(frames / fps))
+    if matrix:
+        _write_matrix(path, matrix)
     return path
+
+
+def _write_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
+    """Put a, b, c, d into the track header of an mp4 or mov (ISO/IEC 14496-12, 8.3.2)."""
+    a, b, c, d = matrix
+    data = bytearray(path.read_bytes())
+    start = data.index(b"tkhd") + 44
+    data[start : start + 36] = struct.pack(">9i", a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.write_bytes(data)
 
 
 def write_sound(path: Path, seconds: float = 0.5, codec: str = "aac") -> Path:

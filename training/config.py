@@ -102,8 +102,7 @@ class RecipeConfig:
         "half a cosine to 0 at the last step.", choices=("constant", "linear", "cosine"),
     )
     warmup_steps: int = setting(
-        10, "Warm-up steps", "Steps over which the learning rate rises from 0 at the start. At most the run's steps "
-        "are used.", low=0, high=100000,
+        10, "Warm-up steps", "Steps over which the learning rate rises from 0 at the start.", low=0, high=100000,
     )
     weight_decay: float = setting(
         0.01, "Weight decay", "AdamW's pull of the LoRA's numbers towards 0.", low=0.0, high=10.0, step=0.01,

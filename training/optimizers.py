@@ -22,7 +22,7 @@ def build_optimizer(parameters: Iterable[nn.Parameter], config: RunConfig) -> to
 
 def learning_rate_factor(step: int, config: RunConfig) -> float:
     """What the learning rate is multiplied by at `step`, counted from 0: warm-up, then the schedule."""
-    warmup = min(config.recipe.warmup_steps, config.steps)
+    warmup = config.recipe.warmup_steps
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, config.steps - warmup)

@@ -16,6 +16,7 @@ import time
 import torch
 from diffusers import WanTransformer3DModel
 
+from video_lora_studio.loaders.key_map import KeyMap
 from video_lora_studio.loaders.module_weights import build_without_storage, fill
 from video_lora_studio.training.adapter import Adapter
 from video_lora_studio.training.config import RunConfig
@@ -58,7 +59,7 @@ def build(size, device):
         return torch.randn(shapes[name], device=device, dtype=torch.bfloat16) * scale
 
     fill(
-        model, shapes, draw, str, dtype=torch.bfloat16, keep_fp32=WanTransformer3DModel._keep_in_fp32_modules,
+        model, shapes, draw, KeyMap(()), dtype=torch.bfloat16, keep_fp32=WanTransformer3DModel._keep_in_fp32_modules,
         device=device,
     )
     return model.eval()

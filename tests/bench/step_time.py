@@ -5,7 +5,7 @@ float32 on the CPU, AdamW, every block recomputed on both sides (its `gradient_c
 Both are called as a user calls them: `training.train`, and the node's `execute`. A step's time is what lies between
 two optimizer steps, taken by PyTorch's own global hook, so loading and saving do not count.
 
-    python tests/bench/step_time.py [--pairs 5] [--steps 4] [--threads N] [--comfyui FOLDER] [--attention default|pytorch]
+    python tests/bench/step_time.py [--pairs 5] [--steps 4] [--threads N] [--attention pytorch] [--comfyui FOLDER]
 
 Run it with the Python that ComfyUI runs with. Prints every pair's ratio ours/theirs, and median, least and greatest.
 """
@@ -49,8 +49,12 @@ class StepClock:
         return (self._stamps[-1] - self._stamps[0]) / (len(self._stamps) - 1)
 
 
-def start_comfyui(folder: Path, attention: str) -> None:
-    sys.path[:0] = [str(folder), str(HERE.parent / "comfy")]
+def start_comfyui(folder: Path, attention: str, site: Path) -> None:
+    """ComfyUI's modules, the pack and the test parts made importable; the pack by a link in `site`."""
+    sys.path[:0] = [str(folder), str(HERE.parent / "comfy"), str(site)]
+    from comfy_server import PROJECT, link
+
+    link(PROJECT, site / "video_lora_studio")
     warnings.filterwarnings("ignore", message="In CPU autocast")
     flags = {"pytorch": ["--use-pytorch-cross-attention"]}.get(attention, [])
     sys.argv = [sys.argv[0], "--cpu", *flags]
@@ -85,6 +89,7 @@ def write_wan(path: Path) -> None:
 def ours(wan: Path, folder: Path, steps: int):
     """A function that trains `steps` steps with the engine."""
     from prepared_set import random_set
+
     from video_lora_studio.training import MemoryConfig, Places, RunConfig, open_base_model, train
 
     base = open_base_model(wan)
@@ -137,10 +142,10 @@ def main() -> None:
                         help="what ComfyUI's side computes attention with")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    start_comfyui(given.comfyui, given.attention)
-    logging.disable(logging.INFO)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        start_comfyui(given.comfyui, given.attention, folder)
+        logging.disable(logging.INFO)
         wan = folder / "wan.safetensors"
         write_wan(wan)
         sides = {"ours": ours(wan, folder, given.steps), "theirs": theirs(wan, given.steps)}
@@ -152,7 +157,7 @@ def main() -> None:
             order = ("ours", "theirs") if pair % 2 == 0 else ("theirs", "ours")
             seconds = {side: clock.seconds_per_step(sides[side]) for side in order}
             ratios.append(seconds["ours"] / seconds["theirs"])
-            print(f"pair {pair + 1} ({order[0]} first): ours {seconds['ours']:.3f} s, theirs {seconds['theirs']:.3f} s, "
+            print(f"pair {pair + 1}, {order[0]} first: ours {seconds['ours']:.3f} s, theirs {seconds['theirs']:.3f} s, "
                   f"ratio {ratios[-1]:.3f}", flush=True)
         print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratio ours/theirs: median "
               f"{statistics.median(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}")

@@ -21,7 +21,8 @@ from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-NEEDED = ("torch", "torchsde", "torchvision", "aiohttp", "diffusers", "peft", "accelerate", "av", "sentencepiece", "safetensors")
+NEEDED = ("torch", "torchsde", "torchvision", "aiohttp", "diffusers", "peft", "accelerate", "av", "sentencepiece",
+          "safetensors")
 FOLDERS = ("models/diffusion_models", "models/vae", "models/loras", "models/text_encoders", "input", "output",
            "custom_nodes")
 
@@ -66,17 +67,19 @@ def why_not() -> str:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """What ComfyUI's Python runs with: no pip on import, no hub."""
+    """What ComfyUI's Python runs with: the pack importable by its name, no pip on import, no hub."""
     site = folder / "site"
-    site.mkdir(exist_ok=True)
-    (site / "sitecustomize.py").write_text(SITE)
+    if not site.exists():
+        site.mkdir()
+        (site / "sitecustomize.py").write_text(SITE)
+        link(PROJECT, site / "video_lora_studio")
     paths = [str(site), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1",
             "PYTHONIOENCODING": "utf-8"}
 
 
 def run_script(script: Path, *arguments: object, folder: Path, timeout: float = 300) -> str:
-    """Run a test script with ComfyUI's Python; its standard output. AssertionError with the end of its log on failure."""
+    """Run a test script with ComfyUI's Python; what it printed. AssertionError with the end of its log if it failed."""
     done = subprocess.run([comfyui_python(), str(script), *map(str, arguments)], env=environment(folder), cwd=folder,
                           capture_output=True, text=True, encoding="utf-8", timeout=timeout)
     assert done.returncode == 0, f"{script.name} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -295,8 +298,8 @@ def progress_text(raw: bytes) -> list[str]:
 
 def refused(answer: dict) -> Result:
     """A prompt that ComfyUI's validation turned down, with the details of each node."""
-    details, node = [], ""
-    for node, errors in (answer.get("node_errors") or {}).items():
-        details += [f"{each['message']}: {each['details']}".strip(": ") for each in errors["errors"]]
+    found = answer.get("node_errors") or {}
+    details = [f"{each['message']}: {each['details']}".strip(": ") for node in found.values() for each in node["errors"]]
     error = answer.get("error") or {}
-    return Result("", "refused", "; ".join(details) or f"{error.get('message')}: {error.get('details')}", node)
+    return Result("", "refused", "; ".join(details) or f"{error.get('message')}: {error.get('details')}",
+                  next(iter(found), ""))

@@ -14,8 +14,20 @@ def node(kind: str, **inputs: Any) -> dict:
     return {"class_type": kind, "inputs": linked}
 
 
-def preparing(folder: str, *, width: int = 64, height: int = 64, frames: int = 9, model_file: str = "tiny_wan.safetensors",
-              vae_name: str = "tiny_wan_vae.safetensors", text_width: int = 4096, trigger: str = "") -> Graph:
+def only(graph: Graph, *wanted: str) -> Graph:
+    """The part of a graph that some of its nodes need."""
+    names, open_ends = set(), [*wanted]
+    while open_ends:
+        name = open_ends.pop()
+        if name not in names:
+            names.add(name)
+            open_ends += [value[0] for value in graph[name]["inputs"].values() if isinstance(value, list)]
+    return {name: each for name, each in graph.items() if name in names}
+
+
+def preparing(folder: str, *, width: int = 64, height: int = 64, frames: int = 9, text_width: int = 4096,
+              model_file: str = "tiny_wan.safetensors", vae_name: str = "tiny_wan_vae.safetensors",
+              trigger: str = "") -> Graph:
     """Clips to a training set, with counted encoders; the reports are shown by `clips_report` and `prepare_report`."""
     return {
         "clips": node("VLSLoadClips", folder=folder, trigger=trigger),

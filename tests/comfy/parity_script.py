@@ -28,6 +28,7 @@ def start_comfyui(folder: str) -> None:
 def trained(wan: Path, folder: Path, save_as: str):
     """(context, lora file): the engine's model after six steps, its adapter still on it, and what it saved."""
     from prepared_set import random_set
+
     from video_lora_studio.loaders.lora_file import write_lora
     from video_lora_studio.training import AdapterConfig, RecipeConfig, RunConfig, SilentListener, open_base_model
     from video_lora_studio.training.loop import RunState, run_steps
@@ -81,7 +82,7 @@ def main(comfyui: str, wan: Path, folder: Path) -> None:
         with torch.no_grad():
             ours = context.family.predict(context.transformer, {"video": noisy}, {"video": level}, {"text": text})
             ours = ours["video"].double()
-            theirs, bare = native_velocity(wan, lora, noisy, level, text), native_velocity(wan, None, noisy, level, text)
+            theirs, bare = (native_velocity(wan, file, noisy, level, text) for file in (lora, None))
         figures[save_as] = ((ours - theirs).norm() / theirs.norm()).item()
         figures["changed"] = ((theirs - bare).norm() / bare.norm()).item()
     print(json.dumps(figures))

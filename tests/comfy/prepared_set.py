@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training import BaseModel, TrainingSet
 from video_lora_studio.training.dataset.training_set import PREVIEW, Sample

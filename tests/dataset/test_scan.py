@@ -42,7 +42,7 @@ def nasty_folder(folder):
     clip("with_sound.mp4", sound=True)
     clip("ten_bit.mkv", codec="ffv1", pix_fmt="yuv420p10le")
     clip("odd.mkv", codec="ffv1", pix_fmt="yuv444p", size=(81, 47))
-    clip("turned.mov", matrix=[0, 1 << 16, 0, -(1 << 16), 0, 0, 0, 0, 1 << 30])
+    clip("turned.mov", matrix=(0, 1 << 16, -(1 << 16), 0))
     clip("one_frame.mp4", frames=1)
     clip("short.mp4", frames=3)
     clip("猫 naïve.webm", codec="libvpx-vp9")
@@ -100,8 +100,8 @@ def test_nothing_vanishes(tmp_path):
     assert all(name in lines or name in "".join(lines.values()) for name in written)
     for name, note in {
         "no_text.mp4": "no caption", "empty_text.mp4": "empty_text.txt is empty", "latin.mp4": "read as Latin-1",
-        "long_text.mp4": "long_text.txt not read: too long", "with_sound.mp4": "with sound", "plain.mp4": "80x48, 1.5 s at 16 fps",
-        "turned.mov": "48x80", "notes.pdf": "left out, not a video or image",
+        "long_text.mp4": "long_text.txt not read: too long", "with_sound.mp4": "with sound",
+        "plain.mp4": "80x48, 1.5 s at 16 fps", "turned.mov": "48x80", "notes.pdf": "left out, not a video or image",
     }.items():
         assert note in lines[name]
     entries = len(written)

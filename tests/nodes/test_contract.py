@@ -1,4 +1,4 @@
-"""What workflows out in the world depend on: ids, sockets, their order and names; and a word of help on every one."""
+"""What workflows out in the world depend on: ids, sockets, their order and names; help on every one; the examples."""
 
 import json
 from pathlib import Path
@@ -8,8 +8,8 @@ import pytest
 
 from video_lora_studio.training import AdapterConfig, MemoryConfig, RecipeConfig, RunConfig, limits_of
 
-pytestmark = pytest.mark.comfy
 PROJECT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((PROJECT / "example_workflows").glob("*.json"))
 CLIPS, BASE, SET = "VLS_CLIPS", "VLS_BASE_MODEL", "VLS_TRAINING_SET"
 
 CONTRACT = {
@@ -51,7 +51,7 @@ def nodes(tmp_path_factory) -> dict[str, dict]:
         pytest.skip(reason)
     script = PROJECT / "tests" / "nodes" / "node_facts.py"
     folder = tmp_path_factory.mktemp("facts")
-    said = comfy_server.run_script(script, comfy_server.comfyui_folder(), PROJECT, folder=folder)
+    said = comfy_server.run_script(script, comfy_server.comfyui_folder(), PROJECT, "schemas", folder=folder)
     return json.loads(said.splitlines()[-1])
 
 
@@ -59,10 +59,12 @@ def widgets(node: dict) -> dict[str, tuple[str, dict]]:
     return {**node["input"].get("required", {}), **node["input"].get("optional", {})}
 
 
+@pytest.mark.comfy
 def test_nodes_are_these_in_this_order(nodes):
     assert list(nodes) == list(CONTRACT)
 
 
+@pytest.mark.comfy
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_sockets_have_their_names_types_and_order(nodes, node_id):
     required, optional, outputs = CONTRACT[node_id]
@@ -75,6 +77,7 @@ def test_sockets_have_their_names_types_and_order(nodes, node_id):
     assert node["category"] == "Video LoRA"
 
 
+@pytest.mark.comfy
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_everything_has_a_tooltip_and_the_node_a_page(nodes, node_id):
     node = nodes[node_id]
@@ -89,6 +92,7 @@ def test_everything_has_a_tooltip_and_the_node_a_page(nodes, node_id):
         assert f"**{facts.get('display_name', name)}**" in page or f"**{name}**" in page, name
 
 
+@pytest.mark.comfy
 @pytest.mark.parametrize("node_id", CONTRACT)
 def test_few_widgets_are_in_sight(nodes, node_id):
     shown = [name for name, (kind, facts) in widgets(nodes[node_id]).items()
@@ -96,6 +100,7 @@ def test_few_widgets_are_in_sight(nodes, node_id):
     assert 1 <= len(shown) <= 6, shown
 
 
+@pytest.mark.comfy
 @pytest.mark.parametrize("node_id", GROUPS)
 def test_widgets_offer_what_the_engine_declares(nodes, node_id):
     config = GROUPS[node_id]
@@ -110,3 +115,54 @@ def test_widgets_offer_what_the_engine_declares(nodes, node_id):
             assert kind == "COMBO" and tuple(facts["options"]) == limits.choices
         elif kind in ("INT", "FLOAT"):
             assert (facts["min"], facts["max"]) == (limits.low, limits.high)
+
+
+@pytest.fixture(params=WORKFLOWS, ids=lambda path: path.stem)
+def workflow(request):
+    return json.loads(request.param.read_text(encoding="utf-8"))
+
+
+def test_there_are_examples_and_each_has_its_picture():
+    assert WORKFLOWS
+    for path in WORKFLOWS:
+        picture = path.with_suffix(".jpg").read_bytes()
+        assert picture.startswith(b"\xff\xd8") and len(picture) <= 300_000
+
+
+def test_every_link_joins_two_slots(workflow):
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    assert len(nodes) == len(workflow["nodes"])
+    for link, source, output, target, place, kind in workflow["links"]:
+        assert link in nodes[source]["outputs"][output]["links"]
+        assert nodes[target]["inputs"][place]["link"] == link
+        assert kind in (nodes[source]["outputs"][output]["type"], nodes[target]["inputs"][place]["type"])
+    linked = [slot["link"] for node in nodes.values() for slot in node.get("inputs", []) if slot.get("link")]
+    assert sorted(linked) == sorted(link[0] for link in workflow["links"])
+
+
+def test_our_nodes_have_their_sockets(workflow):
+    ours = [node for node in workflow["nodes"] if node["type"].startswith("VLS")]
+    assert ours
+    for node in ours:
+        required, optional, outputs = CONTRACT[node["type"]]
+        assert [(slot["name"], slot["type"]) for slot in node["outputs"]] == list(outputs.items())
+        names = {slot["name"] for slot in node["inputs"]}
+        assert set(required) <= names <= {*required, *optional}
+
+
+def test_steps_are_named_and_files_are_told(workflow):
+    titles = [group["title"] for group in workflow["groups"]]
+    assert [title.split()[0] for title in titles] == [str(number) for number in range(1, len(titles) + 1)]
+    (note,) = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
+    text = note["widgets_values"][0]
+    for folder in ("models/diffusion_models", "models/vae", "models/text_encoders"):
+        assert folder in text
+    files = {value for node in workflow["nodes"] for value in node.get("widgets_values") or []
+             if isinstance(value, str) and value.endswith(".safetensors")}
+    assert files and all(file in text for file in files)
+
+
+def test_nothing_of_a_machine_is_in_it(workflow):
+    text = json.dumps(workflow)
+    for word in ("/tmp", "/root", "/home", "C:\\\\", "tiny"):
+        assert word not in text

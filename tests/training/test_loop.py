@@ -112,7 +112,7 @@ def test_every_epoch_shows_every_sample_once_and_no_batch_mixes_shapes(training_
 @pytest.mark.parametrize(
     ("schedule", "warmup", "expected"),
     [
-        ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]), ("constant", 100, [0.25, 0.5, 0.75, 1]),
+        ("constant", 0, [1, 1, 1, 1]), ("constant", 2, [0.5, 1, 1, 1]), ("constant", 100, [0.01, 0.02, 0.03, 0.04]),
         ("linear", 0, [1, 0.75, 0.5, 0.25]), ("linear", 2, [0.5, 1, 1, 0.5]), ("cosine", 0, [1, 0.8536, 0.5, 0.1464]),
     ],
 )
