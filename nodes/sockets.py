@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from comfy_api.latest import io
@@ -32,11 +32,9 @@ class BaseChoice:
 def setting_input(config: type, name: str, *, advanced: bool = False, **more: Any) -> io.Input:
     """The widget of one declared setting, with its default, limits and help as tooltip.
 
-    Every number a user types is kept: the front end would otherwise round to the step.
+    The front end shows, and keeps, as many digits as the setting's step has.
     """
     field = config.__dataclass_fields__[name]
-    if field.default is MISSING:
-        raise TypeError(f"{config.__name__}.{name} has no default to offer.")
     limits = training.limits_of(config, name)
     shared = {
         "id": name,
@@ -54,7 +52,7 @@ def setting_input(config: type, name: str, *, advanced: bool = False, **more: An
         step = int(limits.step) if limits.step else 1
         return io.Int.Input(min=int(limits.low), max=int(limits.high), step=step, **shared)
     if isinstance(field.default, float):
-        return io.Float.Input(min=limits.low, max=limits.high, step=limits.step, round=1e-10, **shared)
+        return io.Float.Input(min=limits.low, max=limits.high, step=limits.step, **shared)
     return io.String.Input(**shared)
 
 

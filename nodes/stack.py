@@ -66,7 +66,6 @@ class StackLoras(io.ComfyNode):
                     min=-STRONGEST,
                     max=STRONGEST,
                     step=0.05,
-                    round=1e-10,
                     display_name="lora_name strength",
                     tooltip="Strength of the LoRA that comes in by lora_name. 0 leaves it out.",
                 ),

@@ -22,7 +22,7 @@ from .families.model_family import BaseModel, Grid
 from .listener import Listener
 from .run import Places, TrainResult, set_up, train
 
-SIZE, FRAMES, STEPS = 64, 9, 120
+SIZE, FRAMES, STEPS = 64, 9, 100
 
 
 class StandInVae:
@@ -108,7 +108,7 @@ def run_demo(folder: Path, listener: Listener, *, clips: Path | None = None, ste
         cache=FeatureCache(folder / "features"),
         listener=listener,
     )
-    config = RunConfig(name="demo_lora", steps=steps, rank=8, learning_rate=2e-3, recipe=RecipeConfig(batch_size=4))
+    config = RunConfig(name="demo_lora", steps=steps, rank=8, learning_rate=2e-3, recipe=RecipeConfig(batch_size=2))
     device = torch.device("cpu")
     result = train(
         prepared.training_set,

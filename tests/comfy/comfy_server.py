@@ -299,7 +299,8 @@ def progress_text(raw: bytes) -> list[str]:
 def refused(answer: dict) -> Result:
     """A prompt that ComfyUI's validation turned down, with the details of each node."""
     found = answer.get("node_errors") or {}
-    details = [f"{each['message']}: {each['details']}".strip(": ") for node in found.values() for each in node["errors"]]
+    errors = [error for node in found.values() for error in node["errors"]]
+    details = [f"{error['message']}: {error['details']}".strip(": ") for error in errors]
     error = answer.get("error") or {}
     return Result("", "refused", "; ".join(details) or f"{error.get('message')}: {error.get('details')}",
                   next(iter(found), ""))
