@@ -1,1 +1,1 @@
-"""Files in, files out: weights, LoRAs, video and cached features. Knows torch and the file formats, no model, no host."""
+"""Files in, files out: weights, LoRAs, video, cached features. Knows torch and formats; no model, no host."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.model_management as model_management
 from comfy_api.latest import io
 
 from .. import training
@@ -55,12 +56,12 @@ class Prepare(io.ComfyNode):
         prepared = training.prepare(
             clips,
             base.base,
-            HostVae(vae),
-            HostClip(clip),
+            training.Encoders(clip=HostVae(vae), caption=HostClip(clip)),
             width=width,
             height=height,
             frames=frames,
             cache=training.FeatureCache(places.feature_folder()),
+            device=model_management.get_torch_device(),
             listener=NodeListener(cls.hidden.unique_id),
         )
         show_text(prepared.report.partition("\n")[0], cls.hidden.unique_id)

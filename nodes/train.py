@@ -85,7 +85,7 @@ class Train(io.ComfyNode):
         result = run_alone(base, training_set, config, NodeListener(cls.hidden.unique_id))
         show_text(result.report, cls.hidden.unique_id)
         return io.NodeOutput(
-            result.lora, {}, {"loss": result.losses}, places.lora_name(result.lora_file), result.report,
+            *[*result.loras, {}][:2], {"loss": result.losses}, places.lora_name(result.lora_files[0]), result.report,
             ui=ui.PreviewText(result.report),
         )
 
@@ -105,7 +105,7 @@ def run_alone(
             device=model_management.get_torch_device(),
             precision=base.precision,
             listener=listener,
-            check_file=lambda path: check_keys(path, base.base),
+            check_file=check_keys,
         )
     finally:
         gc.collect()

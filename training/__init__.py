@@ -21,6 +21,7 @@ _PUBLIC = {
     "prepare": ".dataset.precompute",
     "open_base_model": ".families",
     "BaseModel": ".families.model_family",
+    "Encoders": ".families.model_family",
     "CaptionEncoder": ".families.model_family",
     "ClipEncoder": ".families.model_family",
     "Listener": ".listener",

@@ -6,7 +6,7 @@ Shape letters: I a layer's inputs, O its outputs, R rank.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..loaders.lora_file import KEY_PREFIX
 from ..loaders.safetensors_file import read_header
 from .config import AdapterConfig
-from .families.model_family import BaseModel, ModelFamily
+from .families.model_family import BaseModel
 from .seeds import generator
 
 PEFT_NAME = "default"
@@ -27,12 +27,12 @@ def linear_layers(base: BaseModel) -> list[str]:
     return [name.removeprefix(base.key_prefix).removesuffix(".weight") for name in matrices]
 
 
-def adapted_layers(layers: Iterable[str], family: ModelFamily, targets: str) -> list[str]:
+def adapted_layers(layers: Iterable[str], presets: Mapping[str, tuple[str, ...]], targets: str) -> list[str]:
     """Those of `layers`, by original names, that `targets` asks for: a preset, endings separated by commas, or nothing.
 
     Raises ValueError where an ending fits no layer.
     """
-    layers, presets = list(layers), family.adapter_targets
+    layers = list(layers)
     chosen = targets.strip() or next(iter(presets))
     endings = presets.get(chosen) or tuple(part.strip() for part in chosen.split(",") if part.strip())
     for ending in endings:
@@ -48,12 +48,23 @@ def adapted_layers(layers: Iterable[str], family: ModelFamily, targets: str) -> 
 class Adapter:
     """A LoRA attached to a frozen transformer. Its parameters are float32 whatever the transformer's weights are."""
 
-    def __init__(self, transformer: nn.Module, family: ModelFamily, config: AdapterConfig, *, rank: int, seed: int):
+    def __init__(
+        self,
+        transformer: nn.Module,
+        base: BaseModel,
+        config: AdapterConfig,
+        *,
+        rank: int,
+        seed: str,
+        streams: Collection[str],
+    ):
         from peft import LoraConfig, inject_adapter_in_model
 
+        family = base.family
+        presets = family.adapter_targets(base, streams)
         self.scale = config.scale(rank)
         linear = {family.original_name(name): name for name, m in transformer.named_modules() if type(m) is nn.Linear}
-        modules = [linear[layer] for layer in adapted_layers(linear, family, config.targets)]
+        modules = [linear[layer] for layer in adapted_layers(linear, presets, config.targets)]
         lora = LoraConfig(
             r=rank, lora_alpha=self.scale * rank, target_modules=modules, lora_dropout=config.dropout, bias="none"
         )

@@ -6,6 +6,7 @@ from collections import defaultdict
 
 import torch
 
+from .config import RecipeConfig
 from .dataset.training_set import Sample, TrainingSet, load_sample
 from .families.model_family import BaseModel, Features, Streams
 from .seeds import generator
@@ -17,14 +18,16 @@ class Batches:
     Every epoch shows every sample once. The batch at a position depends on the seed and the position only.
     """
 
-    def __init__(self, training_set: TrainingSet, base: BaseModel, *, batch_size: int, seed: int):
-        self._samples = training_set.samples
+    def __init__(self, training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig, *, seed: str):
+        self.streams = recipe.trained(training_set.streams)
+        """Names of the streams that are trained; a sample may lack some of them, not all."""
+        self._samples = [sample for sample in training_set.samples if self.streams & sample.streams]
         self._base = base
-        self._batch_size = batch_size
+        self._batch_size = recipe.batch_size
         self._seed = seed
-        self._shapes: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        self._shapes: dict[tuple, list[int]] = defaultdict(list)
         for index, sample in enumerate(self._samples):
-            self._shapes[sample.latent_shape].append(index)
+            self._shapes[sample.shapes].append(index)
         self._epoch = -1
         self._order: list[list[int]] = []
 
@@ -41,7 +44,10 @@ class Batches:
 
     def read(self, position: int) -> tuple[Streams, Features]:
         """The clean streams and the features of the batch at `position`, on the CPU."""
-        return self._base.family.collate(self._base, [load_sample(sample) for sample in self.samples(position)])
+        clean, features = self._base.family.collate(
+            self._base, [load_sample(sample) for sample in self.samples(position)]
+        )
+        return {name: clean[name] for name in clean if name in self.streams}, features
 
     def _shuffled(self, epoch: int) -> list[list[int]]:
         source = generator(self._seed, "order", epoch)

@@ -40,12 +40,13 @@ def demo(arguments: argparse.Namespace) -> None:
 
     torch.set_num_threads(1)  # the model is so small that threads would mostly wait for each other
     started = time.monotonic()
-    result = run_demo(arguments.out.resolve(), TerminalListener(), clips=arguments.clips, steps=arguments.steps or STEPS)
+    steps = arguments.steps or STEPS
+    result = run_demo(arguments.out.resolve(), TerminalListener(), clips=arguments.clips, steps=steps)
     print(result.dataset_report, result.training.report, sep="\n\n")
     print(
         f"\nLoss at fixed noise: {result.before:.4f} before, {result.after:.4f} with the LoRA file "
         f"({result.after / result.before:.0%})\n"
-        f"LoRA file: {result.training.lora_file}\n{time.monotonic() - started:.0f} s in all"
+        f"LoRA file: {result.training.lora_files[0]}\n{time.monotonic() - started:.0f} s in all"
     )
 
 

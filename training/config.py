@@ -6,8 +6,8 @@ A node reads its defaults, limits and tooltips from here, so that nothing is typ
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +43,7 @@ def check(config: Any) -> None:
         value = getattr(config, field.name)
         if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
             wanted = int if isinstance(field.default, int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, wanted) or not -1e300 < value < 1e300:
                 kind = "a whole number" if wanted is int else "a number"
                 raise ValueError(f"{limits.label} must be {kind}, not {value!r}.")
             if limits.low is not None and value < limits.low or limits.high is not None and value > limits.high:
@@ -105,7 +105,7 @@ class RecipeConfig:
         10, "Warm-up steps", "Steps over which the learning rate rises from 0 at the start.", low=0, high=100000,
     )
     weight_decay: float = setting(
-        0.01, "Weight decay", "AdamW's pull of the LoRA's numbers towards 0.", low=0.0, high=10.0, step=0.01,
+        0.01, "Weight decay", "AdamW's pull of the LoRA's numbers towards 0.", low=0.0, high=10.0, step=0.001,
     )
     max_grad_norm: float = setting(
         1.0, "Gradient clipping", "Longest gradient allowed; longer ones are shortened to it. 0 switches it off.",
@@ -126,6 +126,19 @@ class RecipeConfig:
         0.0, "Shift", "Timestep shift: above 1 trains noisier levels more. 0 means the model's own default.",
         low=0.0, high=100.0, step=0.5,
     )
+    first_frame: float = setting(
+        -1.0, "First frame given", "Share of the clips whose first frame the model is given clean, so that the LoRA "
+        "also works from an image. -1 means what suits the model; models that cannot take a first frame ignore it.",
+        low=-1.0, high=1.0, step=0.1,
+    )
+    learn: str = setting(
+        "everything", "Learn from", "Picture and sound of the clips, or one of them alone. Models without sound ignore "
+        "it.", choices=("everything", "picture", "sound"),
+    )
+    high_noise_share: float = setting(
+        0.5, "High-noise share", "For models of two experts: the share of the steps that the high-noise one gets; the "
+        "other gets the rest.", low=0.0, high=1.0, step=0.05,
+    )
     save_every: int = setting(
         250, "Save every", "Steps between copies of the LoRA kept in the run's folder. 0 keeps none.",
         low=0, high=1000000,
@@ -133,6 +146,10 @@ class RecipeConfig:
 
     def __post_init__(self):
         check(self)
+
+    def trained(self, streams: Collection[str]) -> frozenset[str]:
+        """Those of the streams that are noised, predicted and judged."""
+        return frozenset(streams) & {"picture": {"video"}, "sound": {"audio"}}.get(self.learn, frozenset(streams))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +202,7 @@ class RunConfig:
     )
     learning_rate: float = setting(
         1e-4, "Learning rate", "How far each step goes. Lower it if the loss jumps, for motion try half.",
-        low=1e-9, high=1.0, step=1e-5,
+        low=1e-9, high=1.0, step=1e-6,
     )
     seed: int = setting(
         0, "Seed", "Start of every random choice: the same seed, settings and clips give the same LoRA.",

@@ -18,7 +18,7 @@ from .dataset.precompute import prepare
 from .dataset.scan import scan
 from .evaluate import fixed_noise_loss, merge_lora
 from .families import FAMILIES, file_tensors, open_base_model
-from .families.model_family import BaseModel, Grid
+from .families.model_family import BaseModel, Encoders, Grid
 from .listener import Listener
 from .run import Places, TrainResult, set_up, train
 
@@ -55,6 +55,11 @@ class StandInTextEncoder:
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:7], "big") for word in caption.split()]
         rows = [torch.randn(self._width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(rows or [torch.zeros(self._width)])
+
+
+def stand_ins(base: BaseModel) -> Encoders:
+    """Encoders for a base model that need no files."""
+    return Encoders(clip=StandInVae(base.grid), caption=StandInTextEncoder(base.text_width))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,8 +105,7 @@ def run_demo(folder: Path, listener: Listener, *, clips: Path | None = None, ste
     prepared = prepare(
         found,
         base,
-        StandInVae(base.grid),
-        StandInTextEncoder(base.text_width),
+        stand_ins(base),
         width=SIZE,
         height=SIZE,
         frames=FRAMES,
@@ -120,6 +124,6 @@ def run_demo(folder: Path, listener: Listener, *, clips: Path | None = None, ste
     )
     context = set_up(prepared.training_set, base, config, device, torch.float32, listener)
     before = fixed_noise_loss(context, len(context.batches))
-    merge_lora(context.transformer, base.family, result.lora_file)
+    merge_lora(context.transformer, base.family, result.lora_files[0])
     after = fixed_noise_loss(context, len(context.batches))
     return DemoResult(training=result, dataset_report=prepared.report, before=before, after=after)

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from .batches import Batches
 from .config import RunConfig
-from .families.model_family import ModelFamily, Streams
+from .families.model_family import BaseModel, ModelFamily, Streams
 from .listener import Listener, Progress
-from .objective import FlowMatching
+from .objective import Objective, mean_squared_error
 from .optimizers import learning_rate_factor
 from .seeds import generator
 
@@ -33,12 +33,17 @@ class StepContext:
     """What a step works with, fixed for the run."""
 
     transformer: nn.Module
-    family: ModelFamily
-    objective: FlowMatching
+    base: BaseModel
+    objective: Objective
     batches: Batches
     device: torch.device
     autocast: Callable[[], AbstractContextManager]
-    seed: int
+    seed: str
+    first_frame: float
+
+    @property
+    def family(self) -> ModelFamily:
+        return self.base.family
 
 
 class LossNotFinite(ValueError):
@@ -47,23 +52,28 @@ class LossNotFinite(ValueError):
 
 def micro_step_loss(context: StepContext, position: int, levels: Tensor | None = None) -> Tensor:
     """The loss of the batch at `position`, a scalar with its graph. `levels` (B,) replaces the drawn noise levels."""
+    seed, device, objective = context.seed, context.device, context.objective
     clean, features = context.batches.read(position)
+    given = context.family.given(
+        context.base, clean, context.first_frame, generator(seed, "given", position)
+    )
     noisy: Streams = {}
     target: Streams = {}
     level: Streams = {}
     for name, stream in clean.items():
-        drawn = levels
-        if drawn is None:
-            drawn = context.objective.draw(len(stream), generator(context.seed, f"level/{name}", position))
-        noise = torch.randn(stream.shape, generator=generator(context.seed, f"noise/{name}", position))
-        stream, noise = (tensor.to(context.device, non_blocking=True) for tensor in (stream, noise))
-        level[name] = drawn.to(context.device)
-        noisy[name] = context.objective.noisy(stream, noise, level[name])
-        target[name] = context.objective.target(stream, noise)
-    features = {name: tensor.to(context.device, non_blocking=True) for name, tensor in features.items()}
+        drawn = objective.draw(stream.shape, generator(seed, f"level/{name}", position)) if levels is None else levels
+        noise = torch.randn(stream.shape, generator=generator(seed, f"noise/{name}", position))
+        stream, noise = (tensor.to(device, non_blocking=True) for tensor in (stream, noise))
+        level[name] = drawn.to(device)
+        noisy[name] = objective.noisy(stream, noise, level[name])
+        target[name] = objective.target(stream, noise, level[name])
+        if name in given:
+            given[name] = given[name].to(device)
+            noisy[name] = torch.where(given[name], stream, noisy[name])
+    features = {name: tensor.to(device, non_blocking=True) for name, tensor in features.items()}
     with context.autocast():
-        answer = context.family.predict(context.transformer, noisy, level, features)
-    return sum(context.objective.loss(answer[name], target[name]) for name in target)
+        answer = context.family.predict(context.transformer, noisy, level, given, features)
+    return sum(mean_squared_error(answer[name], target[name], given.get(name)) for name in target)
 
 
 def run_steps(

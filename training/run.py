@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,9 @@ from .families.model_family import BaseModel
 from .listener import Listener, Progress, SilentListener
 from .loop import RunState, StepContext, run_steps
 from .memory.recompute import recompute_blocks
-from .objective import FlowMatching
 from .optimizers import build_optimizer
 from .run_folder import RunFolder, settings_key
-from .run_output import KeyMatch, RunOutput
+from .run_output import KeyMatch, Part, RunOutput
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ENGINE_VERSION = 1
@@ -41,14 +40,15 @@ class Places:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What a run leaves. `lora` is the file's content; `losses` one number a step; `reused` where nothing ran."""
+    """What a run leaves: for each file its tensors, the loss of every step, what to tell people."""
 
-    lora: dict[str, Tensor]
+    loras: tuple[dict[str, Tensor], ...]
+    """One for each of `lora_files`: of two experts the high-noise one comes first."""
+    lora_files: tuple[Path, ...]
     losses: list[float]
-    lora_file: Path
     report: str
-    steps_done: int
     reused: bool
+    """Whether this was an earlier run's result, and nothing was trained."""
 
 
 def train(
@@ -60,52 +60,87 @@ def train(
     device: torch.device,
     precision: str = "auto",
     listener: Listener | None = None,
-    check_file: Callable[[Path], KeyMatch] | None = None,
+    check_file: Callable[[Path, BaseModel], KeyMatch] | None = None,
 ) -> TrainResult:
     """Train a LoRA of `base` on `training_set` and write `<name>.safetensors`; or return the one already there.
 
-    A run with the same settings, data and base that has finished is not run again. Whatever stops a run after its
-    first step (the listener, an error, memory) leaves the LoRA of the last good step in the file before it is raised
-    on. `check_file` says how many of the written keys the host loads; fewer than all is a ValueError.
+    Two experts give two files, `<name>_high_noise` and `<name>_low_noise`, trained one after the other. A run with the
+    same settings, data and base that has finished is not run again. Whatever stops a run after its first step (the
+    listener, an error, memory) leaves the LoRA of the last good step in the file before it is raised on. `check_file`
+    says how many of the written keys the host loads; fewer than all is a ValueError.
     """
     listener = listener or SilentListener()
     compute = compute_dtype(precision, device)
     key = run_key(training_set, base, config, compute)
-    lora_file = places.lora_folder / f"{config.name}.safetensors"
     folder = RunFolder(places.run_folder)
-    check_before_start(training_set, base, config, lora_file, folder)
-    if record := folder.finished(key, lora_file):
-        return _earlier_result(record, folder, lora_file)
+    parts = parts_of(base, config, places.lora_folder)
+    check_before_start(training_set, parts, folder)
+    if record := folder.finished(key, [part.lora_file for part in parts]):
+        return _earlier_result(record, folder, parts)
 
-    started = time.monotonic()
-    output = RunOutput(training_set, base, config, key, lora_file, folder)
+    output = RunOutput(training_set, base, config, key, folder)
     output.begin()
     with torch.inference_mode(False), torch.enable_grad():
-        context = set_up(training_set, base, config, device, compute, listener)
-        state, adapter = RunState(), attach_adapter(context, config)
-        try:
-            parameters = list(adapter.parameters())
-            run_steps(
-                context,
-                config,
-                parameters=parameters,
-                optimizer=build_optimizer(parameters, config),
-                state=state,
-                listener=listener,
-                after_step=lambda state: output.after_step(state, adapter),
-            )
-            tensors = output.save(state, adapter)
-        except BaseException as stop:
-            output.stopped(state, adapter, stop)
-            raise
-        finally:
-            context.transformer.to("meta")
-            gc.collect()
-    match = check_file(lora_file) if check_file else None
-    report = output.finished(state, adapter, match, time.monotonic() - started)
+        loras = tuple(_train_part(part, training_set, device, compute, listener, output) for part in parts)
+    for part in parts:
+        output.check(part, check_file(part.lora_file, part.base) if check_file else None)
     return TrainResult(
-        lora=tensors, losses=state.losses, lora_file=lora_file, report=report, steps_done=state.step, reused=False
+        loras=loras,
+        lora_files=tuple(part.lora_file for part in parts),
+        losses=output.losses,
+        report=output.finish(),
+        reused=False,
     )
+
+
+def _train_part(
+    part: Part,
+    training_set: TrainingSet,
+    device: torch.device,
+    compute: torch.dtype,
+    listener: Listener,
+    output: RunOutput,
+) -> dict[str, Tensor]:
+    """Train one LoRA, with its model on the device meanwhile; the LoRA's tensors."""
+    context = set_up(training_set, part.base, part.config, device, compute, listener)
+    state, adapter = RunState(), attach_adapter(context, part.config)
+    output.begin_part(part, adapter)
+    try:
+        parameters = list(adapter.parameters())
+        run_steps(
+            context,
+            part.config,
+            parameters=parameters,
+            optimizer=build_optimizer(parameters, part.config),
+            state=state,
+            listener=listener,
+            after_step=output.after_step,
+        )
+        return output.save(state)
+    except BaseException as stop:
+        output.stopped(state, stop)
+        raise
+    finally:
+        output.end_part()
+        context.transformer.to("meta")
+        gc.collect()
+
+
+def parts_of(base: BaseModel, config: RunConfig, lora_folder: Path) -> list[Part]:
+    """The LoRAs of a run: one, or one for each of two experts, with the steps that each gets."""
+    experts = [base] if base.low_noise is None else [base, base.low_noise]
+    high = round(config.steps * config.recipe.high_noise_share) if len(experts) > 1 else config.steps
+    shares = [high, config.steps - high][: len(experts)]
+    if min(shares) < 1:
+        raise ValueError(f"Steps is {config.steps}, of which one expert gets none: raise Steps or change its share.")
+    return [
+        Part(
+            base=expert,
+            config=dataclasses.replace(config, steps=steps),
+            lora_file=lora_folder / f"{'_'.join(filter(None, (config.name, expert.expert)))}.safetensors",
+        )
+        for expert, steps in zip(experts, shares, strict=True)
+    ]
 
 
 def set_up(
@@ -118,21 +153,17 @@ def set_up(
 ) -> StepContext:
     """The frozen transformer on the device, and everything else a step needs."""
     listener.report(Progress(phase=f"Loading {base.path.name}", done=0, total=config.steps))
-    transformer = base.family.load_transformer(base, dtype=compute, device=device)
     recipe = config.recipe
+    seed = f"{config.seed}/{base.expert}" if base.expert else str(config.seed)
     return StepContext(
-        transformer=transformer,
-        family=base.family,
-        objective=FlowMatching(
-            timesteps=recipe.timesteps,
-            logit_mean=recipe.logit_mean,
-            logit_std=recipe.logit_std,
-            shift=recipe.shift or base.defaults.shift,
-        ),
-        batches=Batches(training_set, base, batch_size=recipe.batch_size, seed=config.seed),
+        transformer=base.family.load_transformer(base, dtype=compute, device=device),
+        base=base,
+        objective=base.family.objective(base, recipe),
+        batches=Batches(training_set, base, recipe, seed=seed),
         device=device,
         autocast=lambda: torch.autocast(device.type, dtype=compute, enabled=compute != torch.float32),
-        seed=config.seed,
+        seed=seed,
+        first_frame=base.defaults.first_frame if recipe.first_frame < 0 else recipe.first_frame,
     )
 
 
@@ -140,7 +171,10 @@ def attach_adapter(context: StepContext, config: RunConfig) -> Adapter:
     """A fresh adapter on the context's transformer, which trains as the memory settings say."""
     if config.memory.recompute:
         recompute_blocks(context.transformer, keep_random_state=config.adapter.dropout > 0)
-    return Adapter(context.transformer, context.family, config.adapter, rank=config.rank, seed=config.seed)
+    return Adapter(
+        context.transformer, context.base, config.adapter, rank=config.rank, seed=context.seed,
+        streams=context.batches.streams,
+    )
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -156,13 +190,13 @@ def run_key(training_set: TrainingSet, base: BaseModel, config: RunConfig, compu
     """Hash of everything that decides the LoRA's numbers."""
     settings = config.as_dict()
     del settings["name"], settings["memory"], settings["recipe"]["save_every"]
-    return settings_key([ENGINE_VERSION, base.identity, training_set.data_hash, str(compute), settings])
+    files = [(expert.identity, expert.expert) for expert in (base, base.low_noise) if expert]
+    return settings_key([ENGINE_VERSION, files, training_set.data_hash, str(compute), settings])
 
 
-def check_before_start(
-    training_set: TrainingSet, base: BaseModel, config: RunConfig, lora_file: Path, folder: RunFolder
-) -> None:
+def check_before_start(training_set: TrainingSet, parts: list[Part], folder: RunFolder) -> None:
     """ValueError or OSError for what would otherwise fail after the heavy part."""
+    base = parts[0].base
     if not training_set.samples:
         raise ValueError("The training set holds no clip.")
     if training_set.family != base.family.name:
@@ -170,19 +204,24 @@ def check_before_start(
             f"The training set was prepared for {training_set.family} and the base model is {base.title}: connect the "
             "same base model to Prepare and Train."
         )
-    channels = {sample.latent_shape[0] for sample in training_set.samples}
-    if channels != {base.grid.channels}:
+    if training_set.form != base.form:
         raise ValueError(
-            f"The training set has {sorted(channels)} latent channels and {base.title} takes {base.grid.channels}: "
-            "connect the same base model to Prepare and Train."
+            f"The training set was prepared for another {base.family.name} model than {base.title}: connect the same "
+            "base model to Prepare and Train."
         )
-    adapted_layers(linear_layers(base), base.family, config.adapter.targets)
-    if lora_file.is_file() and written_by_run(lora_file) is None:
-        raise ValueError(
-            f"{lora_file.name} is already in the LoRA folder and was not made by this pack: choose another name."
+    for part in parts:
+        recipe, streams = part.config.recipe, training_set.streams
+        adapted_layers(
+            linear_layers(part.base), part.base.family.adapter_targets(part.base, recipe.trained(streams)),
+            part.config.adapter.targets,
         )
-    for place in (lora_file.parent, folder.folder):
-        check_writable(place)
+        if part.lora_file.is_file() and written_by_run(part.lora_file) is None:
+            raise ValueError(
+                f"{part.lora_file.name} is already in the LoRA folder and was not made by this pack: choose another "
+                "name."
+            )
+        for place in (part.lora_file.parent, folder.folder):
+            check_writable(place)
 
 
 def check_writable(folder: Path) -> None:
@@ -197,13 +236,12 @@ def check_writable(folder: Path) -> None:
         raise OSError(f"Cannot write in {folder}: {reason}. Free it or choose another folder.") from error
 
 
-def _earlier_result(record: dict, folder: RunFolder, lora_file: Path) -> TrainResult:
-    report = f"Nothing to do: this run has finished before.\n{record.get('report', '')}"
+def _earlier_result(record: dict, folder: RunFolder, parts: list[Part]) -> TrainResult:
+    files = tuple(part.lora_file for part in parts)
     return TrainResult(
-        lora=read_lora(lora_file)[0],
+        loras=tuple(read_lora(file)[0] for file in files),
+        lora_files=files,
         losses=folder.losses(),
-        lora_file=lora_file,
-        report=report,
-        steps_done=int(record["steps"]),
+        report=f"Nothing to do: this run has finished before.\n{record.get('report', '')}",
         reused=True,
     )

@@ -67,16 +67,19 @@ class RunFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return []
 
-    def finished(self, key: str, lora_file: Path) -> dict[str, Any] | None:
-        """The record of a finished run with this key whose LoRA file is still the one it wrote, or None."""
+    def finished(self, key: str, lora_files: list[Path]) -> dict[str, Any] | None:
+        """The record of a finished run with this key whose LoRA files are still those it wrote, or None."""
         record = self.record()
-        if record.get("key") != key or record.get("status") != "finished" or not lora_file.is_file():
+        if record.get("key") != key or record.get("status") != "finished":
             return None
-        return record if record.get("lora_sha256") == file_digest(lora_file) else None
+        if not all(file.is_file() for file in lora_files):
+            return None
+        return record if record.get("lora_sha256") == {file.name: file_digest(file) for file in lora_files} else None
 
-    def checkpoint(self, step: int) -> Path:
+    def checkpoint(self, step: int, expert: str) -> Path:
         """Where the copy of this step goes."""
-        return self.folder / "checkpoints" / f"step-{step:06d}.safetensors"
+        name = "-".join(filter(None, (expert, f"step-{step:06d}")))
+        return self.folder / "checkpoints" / f"{name}.safetensors"
 
     def keep_replaced(self, lora_file: Path, key: str) -> Path | None:
         """Copy a LoRA of another run that is about to be replaced to replaced/; None where there is none."""

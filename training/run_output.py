@@ -1,4 +1,4 @@
-"""What a run writes while it goes and when it ends: the LoRA, copies of it, its record and its report."""
+"""What a run writes while it goes and when it ends: the LoRAs, copies of them, its record and its report."""
 
 from __future__ import annotations
 
@@ -35,107 +35,136 @@ class KeyMatch:
     total: int
 
 
-class RunOutput:
-    """The files of one run."""
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One LoRA of a run: what it is trained on, with how many steps, and where it goes."""
 
-    def __init__(
-        self,
-        training_set: TrainingSet,
-        base: BaseModel,
-        config: RunConfig,
-        key: str,
-        lora_file: Path,
-        folder: RunFolder,
-    ):
-        self.training_set = training_set
-        self.base = base
-        self.config = config
-        self.key = key
-        self.lora_file = lora_file
-        self.folder = folder
-        self._written_steps = 0
-        self._written_at = time.monotonic()
+    base: BaseModel
+    config: RunConfig
+    lora_file: Path
+
+
+class RunOutput:
+    """The files of one run, part after part."""
+
+    def __init__(self, training_set: TrainingSet, base: BaseModel, config: RunConfig, key: str, folder: RunFolder):
+        self.losses: list[float] = []
+        self._training_set = training_set
+        self._base = base
+        self._config = config
+        self._key = key
+        self._folder = folder
+        self._started = self._written_at = time.monotonic()
+        self._losses_written = 0
+        self._lines: list[str] = []
+        self._digests: dict[str, str] = {}
+        self._part: Part | None = None
+        self._adapter: Adapter | None = None
 
     def begin(self) -> None:
         """Start the record anew."""
-        self.folder.start_progress()
-        self._record("running", 0)
+        self._folder.start_progress()
+        self._record("running")
 
-    def after_step(self, state: RunState, adapter: Adapter) -> None:
+    def begin_part(self, part: Part, adapter: Adapter) -> None:
+        """From here on steps belong to this LoRA."""
+        self._part, self._adapter = part, adapter
+
+    def end_part(self) -> None:
+        """Let go of the adapter, which holds memory of the device."""
+        self._adapter = None
+
+    def after_step(self, state: RunState) -> None:
         """Losses to disk now and then; a copy of the LoRA every `save_every` steps."""
+        self.losses.append(state.losses[-1])
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
-            self._write_losses(state)
-        every = self.config.recipe.save_every
-        if every and state.step % every == 0 and state.step < self.config.steps:
-            self._write(self.folder.checkpoint(state.step), state, adapter)
+            self._write_losses()
+        every = self._config.recipe.save_every
+        if every and state.step % every == 0 and state.step < self._part.config.steps:
+            self._write(self._folder.checkpoint(state.step, self._part.base.expert), state)
 
-    def save(self, state: RunState, adapter: Adapter) -> dict[str, Tensor]:
+    def save(self, state: RunState) -> dict[str, Tensor]:
         """Write the LoRA in its place, keeping an earlier run's of the same name in the run folder; its tensors."""
-        self._write_losses(state)
-        self.folder.keep_replaced(self.lora_file, self.key)
-        return self._write(self.lora_file, state, adapter)
+        part = self._part
+        self._write_losses()
+        self._folder.keep_replaced(part.lora_file, self._key)
+        tensors = self._write(part.lora_file, state)
+        self._digests[part.lora_file.name] = file_digest(part.lora_file)
+        self._lines += self._report_part(part, state)
+        return tensors
 
-    def stopped(self, state: RunState, adapter: Adapter, reason: BaseException) -> None:
+    def stopped(self, state: RunState, reason: BaseException) -> None:
         """Keep what was learnt before the run was stopped; never raises, the reason matters more."""
-        name = type(reason).__name__
+        name, by = self._part.lora_file.name, type(reason).__name__
         if not state.step:
-            log.info("%s: stopped by %s before the first step; nothing to keep", self.config.name, name)
+            log.info("%s: stopped by %s before the first step; nothing to keep", name, by)
             return
         try:
-            self.save(state, adapter)
-            self._record("stopped", state.step)
-            log.info("%s: stopped by %s after step %d; kept in %s", self.config.name, name, state.step, self.lora_file)
+            self.save(state)
+            self._record("stopped")
+            log.info("%s: stopped by %s after step %d; kept", name, by, state.step)
         except (OSError, ValueError) as error:
-            log.error("%s: stopped by %s after step %d and not kept: %s", self.config.name, name, state.step, error)
+            log.error("%s: stopped by %s after step %d and not kept: %s", name, by, state.step, error)
 
-    def finished(self, state: RunState, adapter: Adapter, match: KeyMatch | None, seconds: float) -> str:
-        """Record the end and return the report. Raises ValueError where a host would not load every key."""
-        if match and match.matched < match.total:
-            self._record("unmatched", state.step)
+    def check(self, part: Part, match: KeyMatch | None) -> None:
+        """Report how many keys a host loads. Raises ValueError where it would not load every one."""
+        if match is None:
+            return
+        if match.matched < match.total:
+            self._record("unmatched")
             raise ValueError(
-                f"Only {match.matched} of {match.total} keys of {self.lora_file.name} match ComfyUI's own model: the "
+                f"Only {match.matched} of {match.total} keys of {part.lora_file.name} match ComfyUI's own model: the "
                 "file is kept, but it would not work fully. Please report this with the base model's file name."
             )
-        report = self._report(state, adapter, match, seconds)
-        self._record("finished", state.step, lora_sha256=file_digest(self.lora_file), report=report)
-        self.folder.write_report(report)
+        self._lines.append(
+            f"{part.lora_file.name} loaded back through ComfyUI: {match.matched} of {match.total} keys match"
+        )
+
+    def finish(self) -> str:
+        """Record the end and return the report."""
+        seconds, steps = time.monotonic() - self._started, max(1, len(self.losses))
+        report = "\n".join(
+            [
+                f"{self._config.name}: {len(self.losses)} steps on {self._base.title}, "
+                f"{len(self._training_set.samples)} clips, {seconds / 60:.1f} minutes, {seconds / steps:.2f} s a step "
+                "with loading and saving",
+                *self._lines,
+            ]
+        )
+        self._record("finished", lora_sha256=self._digests, report=report)
+        self._folder.write_report(report)
         return report
 
-    def _write(self, path: Path, state: RunState, adapter: Adapter) -> dict[str, Tensor]:
-        tensors = adapter.tensors(SAVED_DTYPES[self.config.adapter.save_as])
-        header = lora_header(self.training_set, self.base, self.config, key=self.key, steps_done=state.step)
+    def _write(self, path: Path, state: RunState) -> dict[str, Tensor]:
+        part = self._part
+        tensors = self._adapter.tensors(SAVED_DTYPES[part.config.adapter.save_as])
+        header = lora_header(self._training_set, part.base, part.config, key=self._key, steps_done=state.step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_lora(path, tensors, header)
         return tensors
 
-    def _write_losses(self, state: RunState) -> None:
-        self.folder.add_losses(self._written_steps, state.losses[self._written_steps :])
-        self._written_steps, self._written_at = len(state.losses), time.monotonic()
+    def _write_losses(self) -> None:
+        self._folder.add_losses(self._losses_written, self.losses[self._losses_written :])
+        self._losses_written, self._written_at = len(self.losses), time.monotonic()
 
-    def _record(self, status: str, steps: int, **more: str) -> None:
-        self.folder.write_record(
-            key=self.key,
+    def _record(self, status: str, **more: object) -> None:
+        self._folder.write_record(
+            key=self._key,
             status=status,
-            steps=steps,
-            base=self.base.title,
-            lora=self.lora_file.name,
-            settings=self.config.as_dict(),
-            data=self.training_set.data_hash,
+            steps=len(self.losses),
+            base=self._base.title,
+            settings=self._config.as_dict(),
+            data=self._training_set.data_hash,
             **more,
         )
 
-    def _report(self, state: RunState, adapter: Adapter, match: KeyMatch | None, seconds: float) -> str:
-        config, losses = self.config, state.losses
-        part = max(1, len(losses) // 10)
+    def _report_part(self, part: Part, state: RunState) -> list[str]:
+        adapter, config, losses = self._adapter, part.config, state.losses
+        tenth = max(1, len(losses) // 10)
         numbers = sum(parameter.numel() for parameter in adapter.parameters())
-        lines = [
-            f"{config.name}: {state.step} steps on {self.base.title}, {len(self.training_set.samples)} clips",
-            f"Rank {config.rank}, alpha {adapter.scale * config.rank:g}, learning rate {config.learning_rate:g}, "
-            f"seed {config.seed}; {len(adapter)} layers, {numbers / 1e6:.1f} million numbers",
-            f"Training loss {fmean(losses[:part]):.4f} in the first tenth, {fmean(losses[-part:]):.4f} in the last",
-            f"{seconds / max(1, state.step):.2f} s a step with everything, {seconds / 60:.1f} minutes in all",
-            f"Written: {self.lora_file.name}, {self.lora_file.stat().st_size / 2**20:.1f} MB",
+        return [
+            f"{part.lora_file.name}, {part.lora_file.stat().st_size / 2**20:.1f} MB: {state.step} steps, rank "
+            f"{config.rank}, alpha {adapter.scale * config.rank:g}, learning rate {config.learning_rate:g}, seed "
+            f"{config.seed}; {len(adapter)} layers, {numbers / 1e6:.2f} million numbers",
+            f"Training loss {fmean(losses[:tenth]):.4f} in the first tenth, {fmean(losses[-tenth:]):.4f} in the last",
         ]
-        if match:
-            lines.append(f"Loaded back through ComfyUI: {match.matched} of {match.total} keys match")
-        return "\n".join(lines)

@@ -11,7 +11,7 @@ import hashlib
 import torch
 
 
-def generator(seed: int, purpose: str, position: int = 0) -> torch.Generator:
+def generator(seed: int | str, purpose: str, position: int = 0) -> torch.Generator:
     """A CPU generator for one draw. CPU, so that every machine draws the same numbers."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{position}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)

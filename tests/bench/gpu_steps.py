@@ -12,6 +12,7 @@ import argparse
 import platform
 import statistics
 import time
+from types import SimpleNamespace
 
 import torch
 from diffusers import WanTransformer3DModel
@@ -96,12 +97,12 @@ def measure(size, width, height, frames, steps, rate, device):
     weights = torch.cuda.memory_allocated()
     run = RunConfig(name="bench", steps=steps + 2, rank=32)
     recompute_blocks(model, keep_random_state=False)
-    family = FAMILIES[0]
-    adapter = Adapter(model, family, run.adapter, rank=run.rank, seed=0)
+    base = SimpleNamespace(family=FAMILIES[0])
+    adapter = Adapter(model, base, run.adapter, rank=run.rank, seed="0", streams=("video",))
     context = StepContext(
-        transformer=model, family=family, objective=FlowMatching(shift=3.0),
+        transformer=model, base=base, objective=FlowMatching(shift=3.0), first_frame=0.0,
         batches=DrawnBatches(width, height, frames), device=device,
-        autocast=lambda: torch.autocast(device.type, dtype=torch.bfloat16), seed=0,
+        autocast=lambda: torch.autocast(device.type, dtype=torch.bfloat16), seed="0",
     )
     ends = []
     parameters = list(adapter.parameters())

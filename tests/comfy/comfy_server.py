@@ -246,7 +246,11 @@ class ComfyServer:
             result = Result(answer["prompt_id"], "error")
             if answer.get("node_errors"):
                 result.error = refused(answer).error
-            self.follow(stream, result, on_message, began + timeout)
+            try:
+                self.follow(stream, result, on_message, began + timeout)
+            except BaseException:
+                self.interrupt()
+                raise
         finally:
             stream.close()
         result.seconds = time.monotonic() - began
@@ -257,13 +261,12 @@ class ComfyServer:
         while True:
             assert time.monotonic() < ends, f"the prompt did not end in time:\n{self.log()[-3000:]}"
             raw = stream.recv()
-            if isinstance(raw, bytes):
-                result.lines += progress_text(raw)
-                continue
-            message = json.loads(raw)
+            message = progress_text(raw) if isinstance(raw, bytes) else json.loads(raw)
             data = message.get("data") or {}
             if data.get("prompt_id", result.prompt_id) != result.prompt_id:
                 continue
+            if message["type"] == "progress_text":
+                result.lines.append(f"{data['node']}: {data['text']}")
             result.messages.append(message)
             if on_message is not None:
                 on_message(message)
@@ -288,12 +291,13 @@ class ComfyServer:
         raise AssertionError(f"no history of prompt {prompt_id}")
 
 
-def progress_text(raw: bytes) -> list[str]:
-    """The text of a binary websocket message of kind 3 (u32 kind, u32 length of the node's id, id, text)."""
+def progress_text(raw: bytes) -> dict:
+    """A binary message in the form of the others. Kind 3 is u32 kind, u32 length of the node's id, id, text."""
     kind, length = struct.unpack(">II", raw[:8])
     if kind != 3:
-        return []
-    return [f"{raw[8:8 + length].decode()}: {raw[8 + length:].decode()}"]
+        return {"type": f"binary_{kind}"}
+    data = {"node": raw[8 : 8 + length].decode(), "text": raw[8 + length :].decode()}
+    return {"type": "progress_text", "data": data}
 
 
 def refused(answer: dict) -> Result:

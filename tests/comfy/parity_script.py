@@ -80,7 +80,9 @@ def main(comfyui: str, wan: Path, folder: Path) -> None:
     for save_as in ("fp32", "bf16"):
         context, lora = trained(wan, folder, save_as)
         with torch.no_grad():
-            ours = context.family.predict(context.transformer, {"video": noisy}, {"video": level}, {"text": text})
+            ours = context.family.predict(
+                context.transformer, {"video": noisy}, {"video": level}, {}, {"text": text}
+            )
             ours = ours["video"].double()
             theirs, bare = (native_velocity(wan, file, noisy, level, text) for file in (lora, None))
         figures[save_as] = ((ours - theirs).norm() / theirs.norm()).item()

@@ -23,8 +23,9 @@ def random_set(
         write_tensors(clip, {"video": latents, PREVIEW: torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {})
         write_tensors(caption, {"text": torch.randn(tokens, base.text_width, generator=generator)}, {})
         samples.append(Sample(name=clip.stem, caption="random", clip_features=clip, caption_features=caption,
-                              latent_shape=latent_shape, key=f"{index:064x}"))
+                              shapes=(("video", latent_shape),), key=f"{index:064x}"))
     _, frames, height, width = latent_shape
     stride = base.grid.space_stride
-    return TrainingSet(family=base.family.name, samples=tuple(samples), trigger="", width=width * stride,
+    return TrainingSet(family=base.family.name, form=base.form,
+                       caption_form=base.caption_form, samples=tuple(samples), trigger="", width=width * stride,
                        height=height * stride, frames=(frames - 1) * base.grid.time_stride + 1, fps=base.grid.fps)

@@ -16,6 +16,7 @@ from video_lora_studio.training.dataset.precompute import prepare
 from video_lora_studio.training.dataset.scan import scan
 from video_lora_studio.training.dataset.training_set import load_sample
 from video_lora_studio.training.families import open_base_model
+from video_lora_studio.training.families.model_family import DecodedClip, Encoders
 from video_lora_studio.training.listener import SilentListener
 
 
@@ -62,7 +63,8 @@ class Studio:
         self.text.seen.clear()
         found = scan(self.clips, "ohwx")
         return prepare(
-            found, change.get("base", self.base), change.get("vae", self.vae), change.get("text", self.text),
+            found, change.get("base", self.base),
+            Encoders(clip=change.get("vae", self.vae), caption=change.get("text", self.text)),
             width=width, height=height, frames=frames, cache=self.cache, listener=listener,
         )
 
@@ -97,9 +99,11 @@ def test_clips_become_features(studio):
     for sample, frames in zip(training_set.samples, studio.vae.seen, strict=True):
         features = load_sample(sample)
         assert features.keys() == {"video", "text"}
-        truth = studio.base.family.prepare_clip(studio.base, frames, StandInVae(studio.base.grid))["video"]
-        assert torch.equal(features["video"], truth) and tuple(truth.shape) == sample.latent_shape
-        assert sample.latent_shape == studio.base.grid.latent_shape(80, 48, len(frames))
+        truth = studio.base.family.prepare_clip(
+            studio.base, DecodedClip(frames=frames), Encoders(clip=StandInVae(studio.base.grid), caption=None)
+        )["video"]
+        assert torch.equal(features["video"], truth) and dict(sample.shapes) == {"video": tuple(truth.shape)}
+        assert tuple(truth.shape) == studio.base.grid.latent_shape(80, 48, len(frames))
         assert len(features["text"]) == len(sample.caption.split())
 
     report = prepared.report.splitlines()
@@ -202,7 +206,7 @@ def test_what_cannot_be_used_is_left_out_and_told(studio):
     good, half = prepared.training_set.samples
     assert good.notes[:3] == ("21 frames, 1.3 s", "enlarged from 40x40", "40% cropped top and bottom")
     (decoded,) = (int(note.split()[1]) for note in half.notes if note.endswith("of 48 frames decode"))
-    assert half.latent_shape[1] == (decoded - 1) // 4 + 1 < 12
+    assert dict(half.shapes)["video"][1] == (decoded - 1) // 4 + 1 < 12
     assert [read_counter((frame * 255).numpy()) for frame in studio.vae.seen[1]] == list(range(len(studio.vae.seen[1])))
     assert studio.prepare(frames=45).training_set == prepared.training_set and studio.counts() == (0, 0)
 
@@ -330,7 +334,7 @@ def test_real_footage(studio):
     prepared = studio.prepare(width=96, height=64, frames=17)
     samples = prepared.training_set.samples
     assert len(samples) == 6 and not prepared.left_out and studio.counts() == (6, 6)
-    assert {sample.latent_shape for sample in samples} == {(16, 5, 8, 12)}
+    assert {dict(sample.shapes)["video"] for sample in samples} == {(16, 5, 8, 12)}
     assert all(frames.std() > 0.02 for frames in studio.vae.seen)
     studio.prepare(width=96, height=64, frames=17)
     assert studio.counts() == (0, 0)

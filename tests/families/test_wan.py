@@ -210,7 +210,7 @@ def test_predict_equals_the_call_of_diffusers_own_pipeline(tmp_path, twin_file, 
     for kwargs, answer in calls:
         levels = {"video": kwargs["timestep"] / 1000.0}
         with torch.no_grad():
-            got = FAMILY.predict(transformer, {"video": kwargs["hidden_states"]}, levels, features)["video"]
+            got = FAMILY.predict(transformer, {"video": kwargs["hidden_states"]}, levels, {}, features)["video"]
         assert answer.std() > 0.1 and got.shape == kwargs["hidden_states"].shape == (2, 16, 3, 8, 10)
         assert distance(got, answer) < 1e-5
 
@@ -219,9 +219,9 @@ def test_a_sample_is_answered_the_same_alone_and_in_a_batch(loaded):
     base, transformer = loaded
     noisy, levels, features = conditions(base)
     with torch.no_grad():
-        both = FAMILY.predict(transformer, noisy, levels, features)["video"]
+        both = FAMILY.predict(transformer, noisy, levels, {}, features)["video"]
         for n in range(2):
-            one = [{name: tensor[n:n + 1] for name, tensor in part.items()} for part in (noisy, levels, features)]
+            one = [{name: tensor[n:n + 1] for name, tensor in part.items()} for part in (noisy, levels, {}, features)]
             assert distance(FAMILY.predict(transformer, *one)["video"][0], both[n]) < 1e-5
 
 
@@ -235,7 +235,7 @@ def test_the_time_is_embedded_in_full_precision_under_autocast(twin_file, copied
     embedder.register_forward_hook(lambda module, args, output: seen.append(output))
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         noisy, levels, features = conditions(base)
-        velocity = FAMILY.predict(transformer, noisy, levels, features)["video"]
+        velocity = FAMILY.predict(transformer, noisy, levels, {}, features)["video"]
         rounded = type(embedder).forward(embedder, transformer.condition_embedder.timesteps_proj(levels["video"] * 1e3))
     with torch.no_grad():
         exact = embedder(transformer.condition_embedder.timesteps_proj(levels["video"] * 1e3))
@@ -243,7 +243,7 @@ def test_the_time_is_embedded_in_full_precision_under_autocast(twin_file, copied
     assert distance(rounded, exact) > 1e-4
     full_precision = FAMILY.load_transformer(base, dtype=torch.float32, device=torch.device("cpu"))
     with torch.no_grad():
-        assert distance(velocity, FAMILY.predict(full_precision, noisy, levels, features)["video"]) < 0.03
+        assert distance(velocity, FAMILY.predict(full_precision, noisy, levels, {}, features)["video"]) < 0.03
 
 
 def test_the_twin_is_the_same_each_time_and_its_layers_matter():
@@ -259,7 +259,7 @@ def test_adapter_targets_are_modules_of_every_block():
     names = [NAMES.back(name) for name, module in FAMILY.twin()[1].named_modules()
              if isinstance(module, torch.nn.Linear)]
     for preset, per_block in (("attention and feed-forward", 10), ("attention", 8)):
-        endings = tuple(f".{ending}" for ending in FAMILY.adapter_targets[preset])
+        endings = tuple(f".{ending}" for ending in FAMILY.adapter_targets(None, {"video"})[preset])
         found = [name for name in names if name.endswith(endings)]
         assert len(found) == 2 * per_block and all(name.startswith("blocks.") for name in found)
-    assert next(iter(FAMILY.adapter_targets)) == "attention and feed-forward"
+    assert next(iter(FAMILY.adapter_targets(None, {"video"}))) == "attention and feed-forward"

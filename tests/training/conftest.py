@@ -3,7 +3,7 @@ import pytest
 from video_lora_studio.loaders.feature_cache import FeatureCache
 from video_lora_studio.training.dataset.precompute import prepare
 from video_lora_studio.training.dataset.scan import scan
-from video_lora_studio.training.demo import StandInTextEncoder, StandInVae, draw_clips, write_twin
+from video_lora_studio.training.demo import draw_clips, stand_ins, write_twin
 
 
 @pytest.fixture(scope="session")
@@ -19,9 +19,10 @@ def make_set(tmp_path_factory, base):
     def make(count):
         folder = tmp_path_factory.mktemp("set")
         draw_clips(folder / "clips", count)
-        vae, text = StandInVae(base.grid), StandInTextEncoder(base.text_width)
         cache = FeatureCache(folder / "features")
-        return prepare(scan(folder / "clips"), base, vae, text, width=64, height=64, frames=9, cache=cache).training_set
+        return prepare(
+            scan(folder / "clips"), base, stand_ins(base), width=64, height=64, frames=9, cache=cache
+        ).training_set
 
     return make
 

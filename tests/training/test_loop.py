@@ -94,18 +94,19 @@ def test_one_clip_with_fixed_noise_is_learnt(make_set, base):
 
 
 def test_every_epoch_shows_every_sample_once_and_no_batch_mixes_shapes(training_set, make_set, base):
-    longer = [dataclasses.replace(s, name=f"long {s.name}", latent_shape=(16, 5, 8, 8)) for s in training_set.samples]
+    shapes = (("video", (16, 5, 8, 8)),)
+    longer = [dataclasses.replace(s, name=f"long {s.name}", shapes=shapes) for s in training_set.samples]
     mixed = dataclasses.replace(training_set, samples=(*training_set.samples, *longer))
-    batches = Batches(mixed, base, batch_size=2, seed=3)
+    batches = Batches(mixed, base, RecipeConfig(batch_size=2), seed="3")
     assert len(batches) == 4
     orders = []
     for epoch in range(3):
         shown = [batches.samples(epoch * 4 + place) for place in range(4)]
-        assert all(len({sample.latent_shape for sample in batch}) == 1 for batch in shown)
+        assert all(len({sample.shapes for sample in batch}) == 1 for batch in shown)
         assert sorted(s.name for batch in shown for s in batch) == sorted(s.name for s in mixed.samples)
         orders.append([sample.name for batch in shown for sample in batch])
     assert orders[0] != orders[1] or orders[1] != orders[2]
-    fresh = Batches(mixed, base, batch_size=2, seed=3)
+    fresh = Batches(mixed, base, RecipeConfig(batch_size=2), seed="3")
     assert [s.name for s in fresh.samples(9)] == [s.name for s in batches.samples(9)]
 
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from video_lora_studio.training.objective import FlowMatching, shifted
+from video_lora_studio.training.objective import FlowMatching, mean_squared_error, shifted
 from video_lora_studio.training.seeds import generator
 
 
@@ -9,7 +9,7 @@ from video_lora_studio.training.seeds import generator
 @pytest.mark.parametrize("shift", [1.0, 3.0, 8.0])
 def test_levels_follow_the_shifted_distribution(timesteps, shift):
     objective = FlowMatching(timesteps=timesteps, shift=shift)
-    levels = objective.draw(200_000, generator(0, "level"))
+    levels = objective.draw(torch.Size([200_000]), generator(0, "level"))
     assert levels.dtype == torch.float32 and levels.min() >= 0 and levels.max() <= 1
     normal = torch.tensor([-1.0, 0.0, 1.0])
     below = torch.sigmoid(normal) if timesteps == "logit-normal" else torch.tensor([0.2, 0.5, 0.8])
@@ -19,22 +19,23 @@ def test_levels_follow_the_shifted_distribution(timesteps, shift):
 
 
 def test_half_of_shift_three_lies_above_three_quarters():
-    levels = FlowMatching(shift=3.0).draw(100_001, generator(1, "level"))
+    levels = FlowMatching(shift=3.0).draw(torch.Size([100_001]), generator(1, "level"))
     assert levels.median().item() == pytest.approx(0.75, abs=0.005)
 
 
 def test_the_target_leads_from_the_noisy_sample_to_the_clean_one():
     clean, noise = torch.randn(3, 2, 4), torch.randn(3, 2, 4)
     level = torch.tensor([0.0, 0.3, 1.0])
-    noisy = FlowMatching.noisy(clean, noise, level)
-    torch.testing.assert_close(noisy - level.view(-1, 1, 1) * FlowMatching.target(clean, noise), clean)
+    objective = FlowMatching()
+    noisy = objective.noisy(clean, noise, level)
+    torch.testing.assert_close(noisy - level.view(-1, 1, 1) * objective.target(clean, noise, level), clean)
     torch.testing.assert_close(noisy[0], clean[0])
     torch.testing.assert_close(noisy[2], noise[2])
 
 
 def test_the_loss_is_taken_in_float32():
     answer, target = torch.full((4,), 1.0, dtype=torch.bfloat16), torch.full((4,), 1.001)
-    loss = FlowMatching.loss(answer, target)
+    loss = mean_squared_error(answer, target)
     assert loss.dtype == torch.float32 and loss.item() == pytest.approx(1e-6, rel=1e-2)
 
 
@@ -44,3 +45,22 @@ def test_draws_depend_on_seed_purpose_and_position_alone():
 
     assert draw(1, "noise", 5) == draw(1, "noise", 5)
     assert len({tuple(draw(*of)) for of in [(1, "noise", 5), (2, "noise", 5), (1, "level", 5), (1, "noise", 6)]}) == 4
+
+
+@pytest.mark.parametrize("timesteps", ["logit-normal", "uniform"])
+@pytest.mark.parametrize("levels", [(0.875, 1.0), (0.0, 0.875), (0.9, 1.0)])
+def test_a_range_of_levels_is_cut_out_and_not_squeezed(timesteps, levels):
+    """Drawing in a range gives what drawing everywhere and dropping the rest would."""
+    whole = FlowMatching(timesteps=timesteps, shift=5.0).draw(torch.Size([400_000]), generator(0, "whole"))
+    kept = whole[(whole >= levels[0]) & (whole <= levels[1])]
+    cut = FlowMatching(timesteps=timesteps, shift=5.0, levels=levels).draw(torch.Size([100_000]), generator(0, "cut"))
+    assert cut.min() >= levels[0] - 1e-7 and cut.max() <= levels[1] + 1e-7
+    parts = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
+    torch.testing.assert_close(cut.quantile(parts), kept[:100_000].quantile(parts), atol=0.006, rtol=0)
+
+
+def test_what_was_given_is_out_of_the_loss():
+    answer, target = torch.zeros(2, 1, 3), torch.ones(2, 1, 3)
+    answer[0, 0, 0] = 100.0
+    given = torch.tensor([[[True, False, False]], [[False, False, False]]])
+    assert mean_squared_error(answer, target, given).item() == pytest.approx(1.0)

@@ -57,14 +57,14 @@ class StopsAfter(SilentListener):
 
 def test_a_run_writes_one_lora_file_with_the_form_both_hosts_read(run):
     result = run()
-    assert result.lora_file.name == "test.safetensors" and result.steps_done == 3 and len(result.losses) == 3
-    tensors, header = read_lora(result.lora_file)
+    assert result.lora_files[0].name == "test.safetensors" and len(result.losses) == 3
+    tensors, header = read_lora(result.lora_files[0])
     assert len(tensors) == 2 * 10 * 2
     modules = {name.rsplit(".", 2)[0] for name in tensors}
     assert "diffusion_model.blocks.0.self_attn.q" in modules and "diffusion_model.blocks.1.ffn.2" in modules
     for name, tensor in tensors.items():
         assert name.endswith((".lora_A.weight", ".lora_B.weight"))
-        assert torch.equal(tensor, result.lora[name]) and tensor.isfinite().all()
+        assert torch.equal(tensor, result.loras[0][name]) and tensor.isfinite().all()
         assert 4 in tensor.shape and tensor.abs().max() > 0
     assert header["ss_network_dim"] == "4" and header["ss_steps"] == "3"
     assert json.loads(header["video_lora.settings"])["learning_rate"] == 1e-3
@@ -72,17 +72,17 @@ def test_a_run_writes_one_lora_file_with_the_form_both_hosts_read(run):
 
 
 def test_the_same_run_gives_the_same_bytes(run, tmp_path):
-    first = run().lora_file.read_bytes()
+    first = run().lora_files[0].read_bytes()
     (tmp_path / "loras" / "test.safetensors").unlink()
     again = run()
-    assert not again.reused and again.lora_file.read_bytes() == first
+    assert not again.reused and again.lora_files[0].read_bytes() == first
 
 
 def test_a_finished_run_is_returned_and_not_run_again(run):
     first = run()
     again = run(listener=StopsAfter(0))
     assert again.reused and again.losses == pytest.approx(first.losses)
-    assert all(torch.equal(again.lora[name], tensor) for name, tensor in first.lora.items())
+    assert all(torch.equal(again.loras[0][name], tensor) for name, tensor in first.loras[0].items())
 
 
 @pytest.mark.parametrize(
@@ -99,7 +99,7 @@ def test_only_what_decides_the_numbers_makes_a_new_run(run, change, reused):
 
 
 def test_a_lora_that_was_changed_or_is_gone_is_trained_again(run):
-    path = run().lora_file
+    path = run().lora_files[0]
     tensors, header = read_tensors(path)
     write_tensors(path, {name: tensor * 2 for name, tensor in tensors.items()}, header)
     assert not run().reused
@@ -113,19 +113,19 @@ def test_a_stop_keeps_exactly_the_steps_that_were_done(run, steps):
         run(settings(5), listener=StopsAfter(steps))
     kept, header = read_lora(run.lora_file)
     assert header["ss_steps"] == str(steps)
-    whole = run(settings(steps)).lora
+    whole = run(settings(steps)).loras[0]
     assert all(torch.equal(kept[name], tensor) for name, tensor in whole.items())
 
 
 def test_a_stop_before_the_first_step_leaves_an_earlier_lora_alone(run):
-    earlier = run().lora_file.read_bytes()
+    earlier = run().lora_files[0].read_bytes()
     with pytest.raises(StopsAfter.Stop):
         run(settings(9), listener=StopsAfter(0))
     assert run.lora_file.read_bytes() == earlier
 
 
 def test_a_replaced_lora_is_kept_in_the_run_folder(run, tmp_path):
-    earlier = run().lora_file.read_bytes()
+    earlier = run().lora_files[0].read_bytes()
     run(settings(seed=1))
     (kept,) = (tmp_path / "runs" / "test" / "replaced").iterdir()
     assert kept.read_bytes() == earlier
@@ -161,7 +161,7 @@ def test_a_learning_rate_far_too_high_does_not_end_in_a_broken_file(run):
     except LossNotFinite:
         tensors, _ = read_lora(run.lora_file)
     else:
-        tensors = result.lora
+        tensors = result.loras[0]
     assert all(tensor.isfinite().all() for tensor in tensors.values())
 
 
@@ -169,24 +169,23 @@ def test_copies_are_kept_every_so_many_steps(run, tmp_path):
     run(settings(5, recipe=RecipeConfig(save_every=2)))
     kept = sorted((tmp_path / "runs" / "test" / "checkpoints").iterdir())
     assert [path.name for path in kept] == ["step-000002.safetensors", "step-000004.safetensors"]
-    whole = run(settings(2)).lora
+    whole = run(settings(2)).loras[0]
     assert all(torch.equal(tensor, whole[name]) for name, tensor in read_lora(kept[0])[0].items())
 
 
 def test_keys_that_the_host_does_not_match_are_an_error(run):
     with pytest.raises(ValueError, match="Only 3 of 40 keys"):
-        run(check_file=lambda path: KeyMatch(matched=3, total=40))
+        run(check_file=lambda path, base: KeyMatch(matched=3, total=40))
 
 
 def test_the_report_says_how_many_keys_match(run):
-    result = run(check_file=lambda path: KeyMatch(matched=40, total=40))
+    result = run(check_file=lambda path, base: KeyMatch(matched=40, total=40))
     assert "40 of 40 keys match" in result.report and "3 steps" in result.report
 
 
 def test_a_set_for_another_model_is_refused_before_anything_is_loaded(run, training_set):
-    sample = dataclasses.replace(training_set.samples[0], latent_shape=(48, 3, 4, 4))
-    with pytest.raises(ValueError, match="connect the same base model"):
-        run(data=dataclasses.replace(training_set, samples=(sample,)))
+    with pytest.raises(ValueError, match="prepared for another Wan model than Wan T2V"):
+        run(data=dataclasses.replace(training_set, form="other latents"))
     with pytest.raises(ValueError, match="prepared for Other"):
         run(data=dataclasses.replace(training_set, family="Other"))
     with pytest.raises(ValueError, match="no clip"):
@@ -199,7 +198,7 @@ def test_layers_that_are_not_there_are_refused_before_anything_is_loaded(run):
 
 
 def test_only_the_layers_asked_for_are_adapted(run):
-    names = run(settings(adapter={"targets": "self_attn.q, ffn.2"})).lora
+    names = run(settings(adapter={"targets": "self_attn.q, ffn.2"})).loras[0]
     assert {name.split("blocks.")[1][2:].rsplit(".", 2)[0] for name in names} == {"self_attn.q", "ffn.2"}
 
 
@@ -217,7 +216,7 @@ def test_the_file_has_the_effect_that_training_had(run, base, training_set, alph
     result = run(config)
     context = set_up(training_set, base, config, CPU, torch.float32, SilentListener())
     before = fixed_noise_loss(context, 2)
-    assert merge_lora(context.transformer, base.family, result.lora_file) == 20
+    assert merge_lora(context.transformer, base.family, result.lora_files[0]) == 20
     assert fixed_noise_loss(context, 2) < before
 
 
@@ -227,7 +226,7 @@ def test_the_loss_of_one_clip_at_fixed_noise_at_least_halves(base, make_set, run
     result = run(config, data=data)
     context = set_up(data, base, config, CPU, torch.float32, SilentListener())
     before = fixed_noise_loss(context, 1)
-    merge_lora(context.transformer, base.family, result.lora_file)
+    merge_lora(context.transformer, base.family, result.lora_files[0])
     after = fixed_noise_loss(context, 1)
     assert after < before / 2, f"{before:.4f} to {after:.4f}"
 

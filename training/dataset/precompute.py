@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from ...loaders.feature_cache import FeatureCache, file_digest
+from ...loaders.safetensors_file import Header
 from ...loaders.video_file import Footage, FootageEnds, FootageError, read_frames
-from ..families.model_family import BaseModel, CaptionEncoder, ClipEncoder, Features
+from ..families.model_family import BaseModel, DecodedClip, Encoders, Features
 from ..listener import Listener, Progress, SilentListener
 from .clip_set import Clip, ClipSet, LeftOut, counted, files, left_out_line, quoted, rate
 from .sampling import FrameChoice, choose_frames
@@ -50,12 +51,12 @@ class _Job:
     """What is the same for all clips."""
 
     base: BaseModel
-    clip_encoder: ClipEncoder
-    caption_encoder: CaptionEncoder
+    encoders: Encoders
     width: int
     height: int
     frames: int
     cache: FeatureCache
+    device: torch.device
     listener: Listener
 
 
@@ -73,26 +74,27 @@ class _Plan:
 def prepare(
     clips: ClipSet,
     base: BaseModel,
-    clip_encoder: ClipEncoder,
-    caption_encoder: CaptionEncoder,
+    encoders: Encoders,
     *,
     width: int,
     height: int,
     frames: int,
     cache: FeatureCache,
+    device: torch.device | None = None,
     listener: Listener | None = None,
 ) -> Prepared:
     """Every clip brought to `frames` frames of width x height at the model's frame rate, encoded, and cached.
 
     Captions first, then clips one at a time; what the cache has is not encoded again. Clips that cannot be used are
-    left out, with the reason in the report.
+    left out, with the reason in the report. Frozen parts of the model that captions go through run on `device` (CPU).
     Raises ValueError where the model cannot take this size or length, no clip is left, an encoder is another model's
     or gives numbers that are not finite; OSError where the cache cannot be written.
     """
     base.grid.check(width, height, frames)
+    _check_encoders(base, encoders)
     job = _Job(
-        base=base, clip_encoder=clip_encoder, caption_encoder=caption_encoder, width=width, height=height,
-        frames=frames, cache=cache, listener=listener or SilentListener(),
+        base=base, encoders=encoders, width=width, height=height, frames=frames, cache=cache,
+        device=device or torch.device("cpu"), listener=listener or SilentListener(),
     )
     left_out: list[LeftOut] = []
     plans = _plan_all(job, clips.clips, left_out)
@@ -101,7 +103,8 @@ def prepare(
     plans, encoded_clips = _encode_clips(job, plans, left_out)
     _check_some(plans, left_out)
     training_set = TrainingSet(
-        family=base.family.name, samples=tuple(_sample(job, plan) for plan in plans), trigger=clips.trigger,
+        family=base.family.name, form=base.form, caption_form=base.caption_form,
+        samples=tuple(_sample(job, plan) for plan in plans), trigger=clips.trigger,
         width=width, height=height, frames=frames, fps=base.grid.fps,
     )
     every_left_out = (*clips.left_out, *left_out)
@@ -111,6 +114,14 @@ def prepare(
         training_set=training_set, report=report, left_out=every_left_out, encoded_clips=encoded_clips,
         encoded_captions=encoded_captions,
     )
+
+
+def _check_encoders(base: BaseModel, encoders: Encoders) -> None:
+    """ValueError where the model needs an encoder that is not there."""
+    for name in sorted(base.needs):
+        if getattr(encoders, name) is None:
+            what = {"image": "CLIP vision model", "sound": "audio VAE"}[name]
+            raise ValueError(f"{base.title} needs one more encoder: connect its {what} to Prepare.")
 
 
 def _plan_all(job: _Job, clips: Sequence[Clip], left_out: list[LeftOut]) -> list[_Plan]:
@@ -125,7 +136,7 @@ def _plan_all(job: _Job, clips: Sequence[Clip], left_out: list[LeftOut]) -> list
 
 def _plan(job: _Job, clip: Clip, footage: Footage) -> _Plan:
     """Which frames, and the keys of the features. FootageError where too few frames are there or the file is gone."""
-    grid, family = job.base.grid, job.base.family.name
+    grid, encoders = job.base.grid, job.encoders
     if footage.kind == "image":
         choice = FrameChoice(indexes=(0,), seconds=0.0)
     else:
@@ -137,12 +148,11 @@ def _plan(job: _Job, clip: Clip, footage: Footage) -> _Plan:
         content = file_digest(clip.path)
     except OSError as error:
         raise FootageError(clip.path, f"cannot be read any more ({error.strerror or error})") from error
-    form = FEATURE_VERSION, family, dataclasses.asdict(grid)
-    text_form = FEATURE_VERSION, family, job.base.text_tokens, job.base.text_width
+    identities = [encoders.clip.identity, *(getattr(encoders, name).identity for name in sorted(job.base.needs))]
     return _Plan(
         clip=clip, footage=footage, choice=choice,
-        key=_key("clip", form, content, choice.indexes, job.width, job.height, job.clip_encoder.identity),
-        caption_key=_key("caption", text_form, clip.caption, job.caption_encoder.identity),
+        key=_key("clip", FEATURE_VERSION, job.base.form, content, choice.indexes, job.width, job.height, identities),
+        caption_key=_key("caption", FEATURE_VERSION, job.base.caption_form, clip.caption, encoders.caption.identity),
     )
 
 
@@ -159,11 +169,15 @@ def _check_some(plans: list[_Plan], left_out: list[LeftOut]) -> None:
 def _encode_captions(job: _Job, plans: Sequence[_Plan]) -> int:
     """Encode the captions that the cache lacks; how many those were."""
     missing = {plan.caption_key: plan.clip for plan in plans if not job.cache.has(plan.caption_key)}
-    for key, clip in _steps(job, "Encoding captions", list(missing.items()), lambda item: item[1].name):
-        with _naming(f"caption of {clip.name}"):
-            features = job.base.family.prepare_caption(job.base, clip.caption, job.caption_encoder)
-            _check_finite(features, "text encoder")
-        job.cache.store(key, features, {"kind": "caption", "caption": clip.caption})
+    captions = (clip.caption for clip in missing.values())
+    with contextlib.closing(
+        job.base.family.prepare_captions(job.base, captions, job.encoders.caption, job.device)
+    ) as prepared:
+        for key, clip in _steps(job, "Encoding captions", list(missing.items()), lambda item: item[1].name):
+            with _naming(f"caption of {clip.name}"):
+                features = next(prepared)
+                _check_finite(features, "text encoder")
+            job.cache.store(key, features, {"kind": "caption", "caption": clip.caption})
     return len(missing)
 
 
@@ -200,7 +214,8 @@ def _encode_clip(job: _Job, plan: _Plan) -> tuple[_Plan, bool]:
         clip = dataclasses.replace(plan.clip, notes=(*plan.clip.notes, error.reason))
         return _encode_clip(job, _plan(job, clip, dataclasses.replace(footage, times=footage.times[: error.decoded])))
     with _naming(plan.clip.name):
-        features = job.base.family.prepare_clip(job.base, frames.float().div_(255), job.clip_encoder)
+        decoded = DecodedClip(frames=frames.float().div_(255))
+        features = job.base.family.prepare_clip(job.base, decoded, job.encoders)
         _check_finite(features, "VAE")
     job.cache.store(plan.key, {**features, PREVIEW: _preview(frames)}, {"kind": "clip"})
     return plan, True
@@ -234,9 +249,14 @@ def _sample(job: _Job, plan: _Plan) -> Sample:
     cache = job.cache
     return Sample(
         name=plan.clip.name, caption=plan.clip.caption, clip_features=cache.path(plan.key),
-        caption_features=cache.path(plan.caption_key), latent_shape=cache.header(plan.key).tensors["video"].shape,
+        caption_features=cache.path(plan.caption_key), shapes=_shapes(cache.header(plan.key)),
         key=_key(plan.key, plan.caption_key), notes=_notes(job, plan),
     )
+
+
+def _shapes(header: Header) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """Name and shape of the features, without the preview."""
+    return tuple((name, info.shape) for name, info in sorted(header.tensors.items()) if name != PREVIEW)
 
 
 def _notes(job: _Job, plan: _Plan) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ T P Q clip frames, height and width in pixels, L text tokens, D text width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -16,9 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from ...loaders.safetensors_file import Header
+from ..config import RecipeConfig
+from ..objective import FlowMatching, Objective
 
 Streams = dict[str, Tensor]
-"""What is noised and predicted, by name: `video` (B, C, F, H, W)."""
+"""What is noised and predicted, by name: `video` (B, C, F, H, W), `audio` (B, C, T, bins)."""
+
+STREAM_NAMES = ("video", "audio")
 
 Features = dict[str, Tensor]
 """What the transformer is told beside the noisy streams, by name: `text` (B, L, D), and whatever a family adds."""
@@ -40,6 +44,43 @@ class CaptionEncoder(Protocol):
 
     def encode(self, caption: str) -> Tensor:
         """One caption to its text features (L, D) as the host gives them."""
+
+
+class ImageEncoder(Protocol):
+    """A CLIP vision model as the engine sees it. `identity` changes whenever the weights do."""
+
+    identity: str
+
+    def encode(self, image: Tensor) -> Tensor:
+        """One image (P, Q, 3), float in 0..1, to its features before the last layer (L, D)."""
+
+
+class SoundEncoder(Protocol):
+    """An audio VAE as the engine sees it. `identity` changes whenever the weights do."""
+
+    identity: str
+
+    def encode(self, sound: Tensor, rate: int) -> Tensor:
+        """A waveform (channels, N) at `rate` samples a second to the latents (C, T, bins) as the host gives them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoders:
+    """What the host encodes with. `image` and `sound` only where the model has use for them."""
+
+    clip: ClipEncoder
+    caption: CaptionEncoder
+    image: ImageEncoder | None = None
+    sound: SoundEncoder | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecodedClip:
+    """One clip, decoded and cut: `frames` (T, P, Q, 3) float in 0..1, `sound` (channels, N) at `sound_rate` or None."""
+
+    frames: Tensor
+    sound: Tensor | None = None
+    sound_rate: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +136,8 @@ class Defaults:
     rank: int
     learning_rate: float
     steps: int
+    first_frame: float = 0.0
+    """Share of the clips whose first frame is given clean, so that the model learns to go on from an image."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +160,20 @@ class BaseModel:
     defaults: Defaults
     identity: str
     """Hash of the header, the size and samples of the body: another file, another identity."""
+    form: str
+    """Names what is cached of a clip for this model, and how: models of one form share cached clips."""
+    caption_form: str
+    """The same for captions. Where frozen parts of the model are applied to them, it names their weights as well."""
+    streams: tuple[str, ...] = ("video",)
+    """Which of `STREAM_NAMES` the model can learn."""
+    needs: frozenset[str] = frozenset()
+    """Names of the optional `Encoders` that this model cannot be prepared without."""
+    expert: str = ""
+    """`high_noise` or `low_noise` for one of two experts that share the noise levels between them."""
+    levels: tuple[float, float] = (0.0, 1.0)
+    """The noise levels sigma that this file answers for."""
+    low_noise: BaseModel | None = None
+    """The low-noise expert beside this high-noise one, where both are trained in one run."""
 
 
 class ModelFamily(ABC):
@@ -124,8 +181,6 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     """For people: `Wan`."""
-    adapter_targets: ClassVar[Mapping[str, tuple[str, ...]]]
-    """Presets of what a LoRA may adapt: preset name to endings of original module names. The first is the default."""
 
     @abstractmethod
     def recognise(self, header: Header) -> BaseModel | None:
@@ -142,6 +197,26 @@ class ModelFamily(ABC):
         Raises ValueError naming the keys where the file lacks some, has too many, or has other shapes.
         """
 
+    def pair(self, high_noise: BaseModel, low_noise: BaseModel) -> BaseModel:
+        """Two experts as one model: the high-noise one, with the other in `low_noise`.
+
+        Raises ValueError where this family has no experts, or these two do not belong together.
+        """
+        raise ValueError(
+            f"{high_noise.path.name} is {high_noise.title}, which is one file: choose no low-noise file beside it."
+        )
+
+    def one_expert(self, base: BaseModel, expert: str) -> BaseModel:
+        """A file as the `high_noise` or `low_noise` expert alone. Raises ValueError where this family has none."""
+        raise ValueError(f"{base.path.name} is {base.title}, which has no high-noise and low-noise experts.")
+
+    @abstractmethod
+    def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        """Presets of what a LoRA may adapt: preset name to endings of original module names. The first is the default.
+
+        `streams` are those that are trained: what serves only others is not adapted.
+        """
+
     @abstractmethod
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         """The repeated blocks in the order they run: the unit of recompute and of offloading."""
@@ -151,15 +226,17 @@ class ModelFamily(ABC):
         """A module's name in the transformer class to its name in the weights file: what a LoRA file uses."""
 
     @abstractmethod
-    def prepare_clip(self, base: BaseModel, frames: Tensor, encoder: ClipEncoder) -> Features:
-        """What is cached of one clip: frames (T, P, Q, 3) in 0..1 to normalised `video` latents (C, F, H, W).
+    def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:
+        """What is cached of one clip: normalised `video` latents (C, F, H, W), and what conditions on the clip.
 
-        Raises ValueError, with the shape that came and the one expected, where the encoder is another model's.
+        Raises ValueError, with the shape that came and the one expected, where an encoder is another model's.
         """
 
     @abstractmethod
-    def prepare_caption(self, base: BaseModel, caption: str, encoder: CaptionEncoder) -> Features:
-        """What is cached of one caption: `text` (L, D), without padding.
+    def prepare_captions(
+        self, base: BaseModel, captions: Iterable[str], encoder: CaptionEncoder, device: torch.device
+    ) -> Iterator[Features]:
+        """What is cached of each caption: `text` (L, D), without padding. Frozen parts of the model run on `device`.
 
         Raises ValueError, with the shape that came and the one expected, where the encoder is another model's.
         """
@@ -168,9 +245,31 @@ class ModelFamily(ABC):
     def collate(self, base: BaseModel, samples: Sequence[Features]) -> tuple[Streams, Features]:
         """Cached features of B samples of one shape as a batch: the clean streams, and what conditions them."""
 
+    def objective(self, base: BaseModel, recipe: RecipeConfig) -> Objective:
+        """How levels are drawn, noise is added and answers are judged. Flow matching, unless a family differs."""
+        return FlowMatching(
+            timesteps=recipe.timesteps,
+            logit_mean=recipe.logit_mean,
+            logit_std=recipe.logit_std,
+            shift=recipe.shift or base.defaults.shift,
+            levels=base.levels,
+        )
+
+    def given(self, base: BaseModel, clean: Streams, share: float, generator: torch.Generator) -> Streams:
+        """What the model is given clean instead of noisy: masks by stream, True where it is, each of its stream's rank.
+
+        Drawn for each sample with probability `share`. What is given is at level 0 and out of the loss.
+        """
+        return {}
+
     @abstractmethod
-    def predict(self, transformer: nn.Module, noisy: Streams, levels: Streams, features: Features) -> Streams:
-        """The model's answer for each stream, shaped like it. `levels`: (B,) noise levels sigma in 0..1 per stream."""
+    def predict(
+        self, transformer: nn.Module, noisy: Streams, levels: Streams, given: Streams, features: Features
+    ) -> Streams:
+        """The model's answer for each stream, shaped like it.
+
+        `levels`: (B,) noise levels sigma in 0..1 per stream; `given` as `given` returned it.
+        """
 
     @abstractmethod
     def twin(self) -> tuple[Mapping[str, Any], nn.Module]:

@@ -7,7 +7,7 @@ T P Q clip frames, height and width in pixels, L text tokens, D text width.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from types import MethodType
 from typing import Any
 
@@ -18,7 +18,17 @@ from ...loaders.key_map import KeyMap
 from ...loaders.module_weights import build_without_storage, fill
 from ...loaders.quantised_weights import read_weight, stored_as, weight_names
 from ...loaders.safetensors_file import Header, TensorReader, identity, read_header
-from .model_family import BaseModel, CaptionEncoder, ClipEncoder, Defaults, Features, Grid, ModelFamily, Streams
+from .model_family import (
+    BaseModel,
+    CaptionEncoder,
+    DecodedClip,
+    Defaults,
+    Encoders,
+    Features,
+    Grid,
+    ModelFamily,
+    Streams,
+)
 
 PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
@@ -91,7 +101,6 @@ TEXT_TOKENS = 512
 
 class Wan(ModelFamily):
     name = "Wan"
-    adapter_targets = {"attention and feed-forward": (*ATTENTION, "ffn.0", "ffn.2"), "attention": ATTENTION}
 
     def recognise(self, header: Header) -> BaseModel | None:
         prefix = next((prefix for prefix in PREFIXES if f"{prefix}head.modulation" in header.tensors), None)
@@ -104,7 +113,7 @@ class Wan(ModelFamily):
         return BaseModel(
             family=self, title=title, path=header.path, key_prefix=prefix, stored_as=stored_as(header, prefix),
             config=config, grid=GRID, text_tokens=TEXT_TOKENS, text_width=config["text_dim"], defaults=DEFAULTS,
-            identity=identity(header),
+            identity=identity(header), form="Wan 2.1 video", caption_form="umT5-XXL",
         )
 
     def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
@@ -124,33 +133,35 @@ class Wan(ModelFamily):
         _embed_time_in_full_precision(transformer)
         return transformer.train(False)
 
+    def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:
+        return {"attention and feed-forward": (*ATTENTION, "ffn.0", "ffn.2"), "attention": ATTENTION}
+
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.blocks
 
     def original_name(self, module: str) -> str:
         return NAMES.back(module)
 
-    def prepare_clip(self, base: BaseModel, frames: Tensor, encoder: ClipEncoder) -> Features:
-        latents = encoder.encode(frames)
-        count, height, width, _ = frames.shape
+    def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:
+        latents = encoders.clip.encode(clip.frames)
+        count, height, width, _ = clip.frames.shape
         _check_latents(base.grid, tuple(latents.shape), width, height, count)
-        if not latents.isfinite().all():
-            raise ValueError("The VAE gave values that are not numbers for this clip: run it in bf16 or fp32.")
         mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (LATENT_MEAN, LATENT_STD))
         return {"video": ((latents.detach().to("cpu", torch.float32) - mean) / std).contiguous()}
 
-    def prepare_caption(self, base: BaseModel, caption: str, encoder: CaptionEncoder) -> Features:
-        """As `ModelFamily.prepare_caption`. Captions of more than 512 tokens stay whole, as in ComfyUI."""
-        text = encoder.encode(caption).detach().to("cpu")
-        if text.ndim != 2 or text.shape[1] != base.text_width:
-            raise ValueError(
-                f"This text encoder gives features of shape {list(text.shape)}; Wan needs (tokens, {base.text_width}): "
-                "choose umt5_xxl."
-            )
-        if not text.isfinite().all():
-            raise ValueError("The text encoder gave values that are not numbers: run it in bf16 or fp32.")
-        filled = text.ne(0).any(dim=1).nonzero()
-        return {"text": text[: int(filled.max()) + 1 if len(filled) else 1].contiguous()}
+    def prepare_captions(
+        self, base: BaseModel, captions: Iterable[str], encoder: CaptionEncoder, device: torch.device
+    ) -> Iterator[Features]:
+        """As `ModelFamily.prepare_captions`. Captions of more than 512 tokens stay whole, as in ComfyUI."""
+        for caption in captions:
+            text = encoder.encode(caption).detach().to("cpu")
+            if text.ndim != 2 or text.shape[1] != base.text_width:
+                raise ValueError(
+                    f"This text encoder gives features of shape {list(text.shape)}; Wan needs (tokens, "
+                    f"{base.text_width}): choose umt5_xxl."
+                )
+            filled = text.ne(0).any(dim=1).nonzero()
+            yield {"text": text[: int(filled.max()) + 1 if len(filled) else 1].contiguous()}
 
     def collate(self, base: BaseModel, samples: Sequence[Features]) -> tuple[Streams, Features]:
         tokens = max(base.text_tokens, *(len(sample["text"]) for sample in samples))
@@ -159,7 +170,9 @@ class Wan(ModelFamily):
             row[: len(sample["text"])] = sample["text"]
         return {"video": torch.stack([sample["video"] for sample in samples])}, {"text": text}
 
-    def predict(self, transformer: nn.Module, noisy: Streams, levels: Streams, features: Features) -> Streams:
+    def predict(
+        self, transformer: nn.Module, noisy: Streams, levels: Streams, given: Streams, features: Features
+    ) -> Streams:
         """The velocity, noise minus clean. Text is attended to without a mask: padding is part of the input."""
         velocity = transformer(
             hidden_states=noisy["video"], timestep=levels["video"] * 1000.0, encoder_hidden_states=features["text"],
