@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -26,6 +27,16 @@ class FeatureCache:
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
+
+    def token(self) -> str:
+        """A word that stays as long as the folder does: another word, and the features are gone."""
+        path = self.folder / "token"
+        try:
+            return path.read_text(encoding="ascii")
+        except FileNotFoundError:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(secrets.token_hex(8), encoding="ascii")
+            return path.read_text(encoding="ascii")
 
     def path(self, key: str) -> Path:
         """Where the features of this key are, or would be."""

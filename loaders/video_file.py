@@ -1,4 +1,4 @@
-"""Video and image files: what is in them, and their frames as tensors. The one door to PyAV; Pillow for still images.
+"""Video and image files: what is in them, their frames and sound as tensors. The one door to PyAV; Pillow for images.
 
 T frames, P height and Q width in pixels.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import contextlib
 import functools
+import itertools
 import logging
 import statistics
 import struct
@@ -44,6 +45,8 @@ LIMITED, FULL = 1, 2  # libavutil/pixfmt.h, AVColorRange
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ISO/IEC 23001-8 transfer characteristics
 FAR_SECONDS = 5.0
 """How far into a file the first wanted frame must lie before seeking pays."""
+SOUND_GAP = 0.05
+"""Seconds by which the times of neighbouring pieces of sound may disagree before they count as a gap."""
 
 
 class FootageError(ValueError):
@@ -125,6 +128,32 @@ def read_frames(footage: Footage, indexes: Sequence[int], width: int, height: in
         except FootageEnds:  # a poor seek table can land behind the frame: from the start it is found or truly missing
             log.info("%s: seeking to %.1f s failed, reading from the start", footage.path.name, first)
     return _collect(footage, indexes, width, height, seek_to=None)
+
+
+def read_sound(footage: Footage, start: float, seconds: float, rate: int) -> Tensor:
+    """The sound from `start` on, in seconds from the first frame, as float32 (2, round(seconds * rate)) in -1..1.
+
+    Brought to `rate` samples a second; one channel is doubled, more than two are mixed down. Silence where the file
+    has no sound: before it begins, in gaps, after its end. Raises FootageError where there is none or none decodes.
+    """
+    wanted = torch.zeros(2, round(seconds * rate))
+    found = False
+    with _open_video(footage.path) as container:
+        stream = next(iter(container.streams.audio), None)
+        if stream is None:
+            raise FootageError(footage.path, "there is no sound in it")
+        zero = (footage.origin or 0.0) + start
+        frames = _decoded(container, stream, zero - 1 if start > FAR_SECONDS else None)
+        for place, samples in _sound_pieces(frames, stream.channels, zero, rate):
+            found = True
+            first, last = max(place, 0), min(place + samples.shape[1], wanted.shape[1])
+            if first < last:
+                wanted[:, first:last] = samples[:, first - place : last - place]
+            if place >= wanted.shape[1]:
+                break
+    if not found:
+        raise FootageError(footage.path, "its sound cannot be decoded")
+    return wanted
 
 
 @functools.lru_cache(maxsize=1024)
@@ -236,6 +265,24 @@ def _collect(footage: Footage, indexes: Sequence[int], width: int, height: int, 
         for position, frame in zip(order, nearest, strict=True):
             pixels[position] = _fit(frame, footage, width, height, scaler)
     return torch.from_numpy(pixels)
+
+
+def _sound_pieces(frames: Iterator, channels: int, zero: float, rate: int) -> Iterator[tuple[int, Tensor]]:
+    """Sound (2, N), or (1, N) of one channel, and the sample at which it begins, counted from `zero` seconds.
+
+    Pieces join without a seam unless their times leave a gap or overlap of over `SOUND_GAP`: many files round times.
+    """
+    layout = "mono" if channels == 1 else "stereo"  # FFmpeg would double one channel at 0.7 times its loudness
+    resampler = av.AudioResampler(format="fltp", layout=layout, rate=rate)
+    place = None
+    with contextlib.suppress(ValueError):  # the format changes on the way: what follows stays silent
+        for frame in itertools.chain(frames, (None,)):
+            for piece in resampler.resample(frame):
+                told = place if piece.time is None else round((piece.time - zero) * rate)
+                if place is None or abs(told - place) > SOUND_GAP * rate:
+                    place = told or 0
+                yield place, torch.from_numpy(piece.to_ndarray())
+                place += piece.samples
 
 
 def _with_times(footage: Footage, frames: Iterator) -> Iterator[tuple[float, av.VideoFrame]]:

@@ -9,6 +9,8 @@ from . import places
 from .sockets import CATEGORY, Base, BaseChoice
 
 NO_FILE = "none"
+FROM_NAME = "as the file's name says"
+EXPERTS = {FROM_NAME: "", "high noise": "high_noise", "low noise": "low_noise"}
 
 
 class ChooseBaseModel(io.ComfyNode):
@@ -29,8 +31,8 @@ class ChooseBaseModel(io.ComfyNode):
                     "model_file",
                     options=files,
                     display_name="Model file",
-                    tooltip="The model to train for, from models/diffusion_models: one .safetensors file, the one that "
-                    "you generate with. bf16, fp16, fp32 and fp8 files work.",
+                    tooltip="The model to train for, from models/diffusion_models or models/checkpoints: the one "
+                    ".safetensors file that you generate with. bf16, fp16, fp32 and fp8 files work.",
                 ),
                 io.Combo.Input(
                     "low_noise_file",
@@ -47,6 +49,16 @@ class ChooseBaseModel(io.ComfyNode):
                     tooltip="What training computes in. auto takes bf16 on a graphics card and fp32 on a processor.",
                     advanced=True,
                 ),
+                io.Combo.Input(
+                    "expert",
+                    options=list(EXPERTS),
+                    default=FROM_NAME,
+                    optional=True,
+                    display_name="Expert",
+                    tooltip="Whether the file is one of two experts, which no file says of itself: with a low-noise "
+                    "file beside it, it is the high-noise one; alone, its name tells, or you do.",
+                    advanced=True,
+                ),
             ],
             outputs=[
                 Base.Output("base", tooltip="The model, for Prepare and Train."),
@@ -55,25 +67,32 @@ class ChooseBaseModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_file):
-        """Only the header is read: a file that cannot be trained is refused before the queue starts."""
+    def validate_inputs(cls, model_file, low_noise_file, expert=FROM_NAME):
+        """Only the headers are read: a file that cannot be trained is refused before the queue starts."""
         try:
-            if model_file is not None:
-                training.open_base_model(places.model_file(model_file))
+            if None not in (model_file, low_noise_file, expert):
+                open_files(model_file, low_noise_file, expert)
         except (ValueError, OSError) as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model_file, low_noise_file, precision):
-        return None if model_file is None else places.stamp(places.model_file(model_file))
+    def fingerprint_inputs(cls, model_file, low_noise_file, precision, expert=FROM_NAME):
+        chosen = [name for name in (model_file, low_noise_file) if name not in (None, NO_FILE)]
+        return [places.stamp(places.model_file(name)) for name in chosen]
 
     @classmethod
-    def execute(cls, model_file, low_noise_file, precision) -> io.NodeOutput:
-        if low_noise_file != NO_FILE:
-            raise ValueError(f"Low-noise file: only models of one file can be trained so far; set it to {NO_FILE!r}.")
-        base = training.open_base_model(places.model_file(model_file))
+    def execute(cls, model_file, low_noise_file, precision, expert=FROM_NAME) -> io.NodeOutput:
+        base = open_files(model_file, low_noise_file, expert)
         return io.NodeOutput(BaseChoice(base=base, precision=precision), describe(base))
+
+
+def open_files(model_file: str, low_noise_file: str, expert: str) -> training.BaseModel:
+    """The model in one file, or in two. Raises ValueError where they cannot be trained, or do not belong together."""
+    path = places.model_file(model_file)
+    if low_noise_file != NO_FILE:
+        return training.open_base_model(path, low_noise_path=places.model_file(low_noise_file))
+    return training.open_base_model(path, expert=EXPERTS[expert])
 
 
 def describe(base: training.BaseModel) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .. import training
 
@@ -42,9 +43,39 @@ class HostClip:
         self.identity = identity_of(clip.cond_stage_model, clip.patcher, repr(options))
 
     def encode(self, caption: str) -> Tensor:
-        """One caption to text features (L, D), float32 on the CPU, as ComfyUI's conditioning holds them."""
-        tokens = self._clip.tokenize(caption)
-        return kept(self._clip.encode_from_tokens_scheduled(tokens)[0][0][0])
+        """One caption to text features (L, D), float32 on the CPU, without padding where ComfyUI says what is."""
+        text, extra = self._clip.encode_from_tokens_scheduled(self._clip.tokenize(caption))[0]
+        mask = extra.get("attention_mask")
+        return kept(text[0] if mask is None else text[0][mask[0].bool().to(text.device)])
+
+
+class HostVision:
+    """A CLIP vision model from a socket as an ImageEncoder."""
+
+    def __init__(self, clip_vision: Any):
+        self._clip_vision = clip_vision
+        self.identity = identity_of(clip_vision.model, clip_vision.patcher)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """One image (P, Q, 3) in 0..1, cropped to its middle, to features before the last layer (L, D), float32."""
+        return kept(self._clip_vision.encode_image(image[None])["penultimate_hidden_states"][0])
+
+
+class HostAudioVae:
+    """An audio VAE from a socket as a SoundEncoder."""
+
+    def __init__(self, vae: Any):
+        self._vae = vae
+        self.identity = identity_of(vae.first_stage_model, vae.patcher, str(vae.vae_dtype))
+        self.rate = int(getattr(vae, "audio_sample_rate", 44100))
+
+    def encode(self, sound: Tensor) -> Tensor:
+        """A waveform (2, N) at `rate` samples a second to latents (C, T, bins), float32, as ComfyUI gives them.
+
+        Silence is added to its end: ComfyUI would crop both ends to a multiple of the VAE's step.
+        """
+        sound = functional.pad(sound, (0, -sound.shape[1] % self._vae.spacial_compression_encode()))
+        return kept(self._vae.encode(sound.T[None])[0])
 
 
 def check_vae(vae: Any, base: training.BaseModel) -> None:

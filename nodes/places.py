@@ -14,6 +14,7 @@ from .. import training
 INPUT = "input"
 DATASETS = "datasets"
 SUBFOLDER = "video_lora"
+MODEL_FOLDERS = ("diffusion_models", "checkpoints")
 
 
 def clip_folders() -> list[str]:
@@ -68,13 +69,13 @@ def checked_relative(name: str, label: str) -> str:
 
 
 def model_files() -> list[str]:
-    """Weights files offered as base model."""
-    return folder_paths.get_filename_list("diffusion_models")
+    """Weights files offered as base model: models alone, then checkpoints that hold one among other parts."""
+    return list(dict.fromkeys(name for kind in MODEL_FOLDERS for name in folder_paths.get_filename_list(kind)))
 
 
 def model_file(name: str) -> Path:
     """The weights file behind a choice. Raises ValueError where there is none."""
-    return _file_of("diffusion_models", name, "Model file")
+    return _file_of(MODEL_FOLDERS, name, "Model file")
 
 
 def lora_file(name: str) -> Path:
@@ -83,12 +84,12 @@ def lora_file(name: str) -> Path:
     Raises ValueError naming the file and where it was looked for.
     """
     try:
-        return _file_of("loras", name, "LoRA")
+        return _file_of(("loras",), name, "LoRA")
     except ValueError:
         bare = checked_relative(name, "LoRA").rsplit("/", 1)[-1]
         same = [other for other in folder_paths.get_filename_list("loras") if os.path.basename(other) == bare]
         if len(same) == 1:
-            return _file_of("loras", same[0], "LoRA")
+            return _file_of(("loras",), same[0], "LoRA")
         raise
 
 
@@ -126,9 +127,9 @@ def _clip_roots() -> list[tuple[str, str]]:
     return [(INPUT, folder_paths.get_input_directory()), *roots]
 
 
-def _file_of(kind: str, name: str, label: str) -> Path:
+def _file_of(kinds: Iterable[str], name: str, label: str) -> Path:
     relative = checked_relative(name, label)
-    roots = folder_paths.get_folder_paths(kind)
+    roots = [root for kind in kinds for root in folder_paths.get_folder_paths(kind)]
     for root in roots:
         path = os.path.join(root, relative)
         if os.path.isfile(path):

@@ -7,7 +7,7 @@ from comfy_api.latest import io
 
 from .. import training
 from . import places
-from .host_encoders import HostClip, HostVae, check_vae
+from .host_encoders import HostAudioVae, HostClip, HostVae, HostVision, check_vae
 from .progress import NodeListener, show_text
 from .sockets import CATEGORY, Base, BaseChoice, Clips, TrainingSetSocket
 
@@ -30,6 +30,18 @@ class Prepare(io.ComfyNode):
                 io.Clip.Input(
                     "clip", lazy=True, tooltip="The text encoder that belongs to the base model, from Load CLIP."
                 ),
+                io.ClipVision.Input(
+                    "clip_vision",
+                    optional=True,
+                    lazy=True,
+                    tooltip="The CLIP vision model, for models that look at the first frame with it (Wan 2.1 I2V).",
+                ),
+                io.Vae.Input(
+                    "audio_vae",
+                    optional=True,
+                    lazy=True,
+                    tooltip="The audio VAE, for models that learn sound (LTX-2). Without it only pictures are learnt.",
+                ),
                 size_input("width", "Width", 8192, "Width in pixels to which clips are cut."),
                 size_input("height", "Height", 8192, "Height in pixels to which clips are cut."),
                 size_input(
@@ -45,18 +57,31 @@ class Prepare(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, clips, base, width, height, frames, vae=None, clip=None):
+    def check_lazy_status(cls, clips, base, width, height, frames, **encoders):
+        """Every encoder that is connected and not loaded yet; an error of size is said before any is."""
         check_size(base, width, height, frames)
-        return [name for name, value in (("vae", vae), ("clip", clip)) if value is None]
+        return [name for name, value in encoders.items() if value is None]
 
     @classmethod
-    def execute(cls, clips, base: BaseChoice, vae, clip, width, height, frames) -> io.NodeOutput:
+    def fingerprint_inputs(cls, **_):
+        """Features that somebody has deleted are made again."""
+        return training.FeatureCache(places.feature_folder()).token()
+
+    @classmethod
+    def execute(
+        cls, clips, base: BaseChoice, vae, clip, width, height, frames, clip_vision=None, audio_vae=None
+    ) -> io.NodeOutput:
         width, height, frames = check_size(base, width, height, frames)
         check_vae(vae, base.base)
         prepared = training.prepare(
             clips,
             base.base,
-            training.Encoders(clip=HostVae(vae), caption=HostClip(clip)),
+            training.Encoders(
+                clip=HostVae(vae),
+                caption=HostClip(clip),
+                image=None if clip_vision is None else HostVision(clip_vision),
+                sound=None if audio_vae is None else HostAudioVae(audio_vae),
+            ),
             width=width,
             height=height,
             frames=frames,

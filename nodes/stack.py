@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,7 +44,8 @@ class StackLoras(io.ComfyNode):
                     "model_low",
                     optional=True,
                     display_name="model (low noise)",
-                    tooltip="The second, low-noise model of models that come in two. It gets the same LoRAs.",
+                    tooltip="The second, low-noise model of models that come in two. It gets the same LoRAs, or "
+                    "of a pair (..._high_noise, ..._low_noise) the low-noise one.",
                 ),
                 io.String.Input(
                     "loras",
@@ -116,11 +118,24 @@ def add_row(stacked: Stacked, row: Row) -> None:
     tensors, header = training.read_lora(places.lora_file(row.lora))
     stacked.model, told = patched(stacked.model, tensors, row.strength, row.lora)
     if stacked.model_low is not None:
-        stacked.model_low, told_low = patched(stacked.model_low, tensors, row.strength_low, row.lora)
-        told += f"; low noise: {told_low}"
+        low = low_noise_partner(row.lora)
+        if low != row.lora:
+            tensors, _ = training.read_lora(places.lora_file(low))
+        stacked.model_low, told_low = patched(stacked.model_low, tensors, row.strength_low, low)
+        told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_low}"
     trigger = header.get(TRIGGER_KEY, "").strip()
     stacked.triggers += [trigger] if trigger else []
     stacked.lines.append(f"{row.lora}: {told}" + (f"; trigger: {trigger}" if trigger else ""))
+
+
+def low_noise_partner(name: str) -> str:
+    """The low-noise LoRA that belongs to a high-noise one by its name, where there is one; otherwise the same file."""
+    partner = re.sub(r"(?i)high([ _-]?noise)", r"low\1", name)
+    try:
+        places.lora_file(partner)
+    except ValueError:
+        return name
+    return partner
 
 
 def patched(model: Any, tensors: dict, strength: float, name: str) -> tuple[Any, str]:

@@ -51,13 +51,14 @@ def write_video(
     aspect: Fraction | None = None,
     matrix: tuple[int, int, int, int] | None = None,
     colour: tuple[int, int, int] | None = None,
-    sound: bool = False,
+    sound: bool | float = False,
     faststart: bool = False,
 ) -> Path:
     """Write a clip, by default H.264 with B-frames and the counter in every frame.
 
     `times`: when each frame is shown, in seconds (else frames / fps). `matrix`: a, b, c, d of a display matrix (mov).
     `colour`: (space, range, transfer) as FFmpeg numbers them. `draw(number, width, height)` gives RGB.
+    `sound`: True for silence, or the pitch of a tone in hertz.
     """
     fps = Fraction(fps).limit_denominator(100000)
     width, height = size
@@ -86,7 +87,7 @@ def write_video(
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
         if audio:
-            _write_silence(container, audio, float(frames / fps))
+            _write_tone(container, audio, float(frames / fps), 0.0 if sound is True else sound)
     if matrix:
         _write_matrix(path, matrix)
     return path
@@ -104,13 +105,14 @@ def _write_matrix(path: Path, matrix: tuple[int, int, int, int]) -> None:
 def write_sound(path: Path, seconds: float = 0.5, codec: str = "aac") -> Path:
     """A file with sound and no picture."""
     with av.open(str(path), "w") as container:
-        _write_silence(container, container.add_stream(codec, rate=44100), seconds)
+        _write_tone(container, container.add_stream(codec, rate=44100), seconds)
     return path
 
 
-def _write_silence(container, stream, seconds: float) -> None:
+def _write_tone(container, stream, seconds: float, hertz: float = 0.0) -> None:
     for start in range(0, int(seconds * 44100), 1024):
-        frame = av.AudioFrame.from_ndarray(np.zeros((2, 1024), np.float32), "fltp", "stereo")
+        wave = 0.5 * np.sin(2 * np.pi * hertz * np.arange(start, start + 1024) / 44100)
+        frame = av.AudioFrame.from_ndarray(np.stack([wave, wave]).astype(np.float32), "fltp", "stereo")
         frame.sample_rate, frame.pts = 44100, start
         container.mux(stream.encode(frame))
     container.mux(stream.encode(None))

@@ -69,7 +69,7 @@ def test_one_door_per_dependency(path):
 def test_families_know_neither_each_other_nor_the_run(path):
     if path.stem in ("__init__", "model_family"):
         return
-    allowed = {("training", "families", "model_family"), ("training", "objective")}
+    allowed = {("training", "families", "model_family"), ("training", "objective"), ("training", "config")}
     for module, level, _ in imports(path):
         if level:
             place = target(path, module, level)

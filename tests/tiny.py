@@ -1,6 +1,8 @@
 """Small stand-ins that tests share: a twin of a model as a file in every form users have, and encoders beside it."""
 
 import json
+import os
+import struct
 from pathlib import Path
 
 import torch
@@ -9,23 +11,61 @@ from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training.demo import StandInTextEncoder, StandInVae
 from video_lora_studio.training.families import FAMILIES, file_tensors
 
-__all__ = ["STORED_FORMS", "StandInTextEncoder", "StandInVae", "write_twin"]
+__all__ = [
+    "DATA", "STORED_FORMS", "StandInImageEncoder", "StandInTextEncoder", "StandInVae", "hollow_file", "real",
+    "write_twin",
+]
 
+DATA = Path(__file__).parent / "data"
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STORED_FORMS = (*PLAIN, "fp8", "fp8 e5m2", "fp8 scaled old", "fp8 scaled new", "fp8 scaled header")
 
 
-def write_twin(path, *, prefix="", stored="fp32", family=FAMILIES[0]):
+def real(checkpoint, repeated="blocks"):
+    """The shapes by name of a real checkpoint, and diffusers' configuration of it: tests/data/<checkpoint>.json."""
+    listed = json.loads((DATA / f"{checkpoint}.json").read_text())
+    blocks = {f"{repeated}.{n}.{name}": shape for n in range(listed["layers"])
+              for name, shape in listed["in_each_block"].items()}
+    return listed["outside"] | blocks, listed["config"]
+
+
+def hollow_file(path, shapes, prefix="", metadata=None):
+    """A bf16 file with these names and shapes whose body takes no room on the disk."""
+    entries, end = {"__metadata__": metadata} if metadata else {}, 0
+    for name, shape in shapes.items():
+        start, end = end, end + 2 * torch.Size(shape).numel()
+        entries[prefix + name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
+    text = json.dumps(entries).encode()
+    path.write_bytes(struct.pack("<Q", len(text)) + text)
+    os.truncate(path, 8 + len(text) + end)
+    return path
+
+
+class StandInImageEncoder:
+    """What a CLIP vision model gives, by a fixed random matrix from an image's mean colour."""
+
+    identity = "stand-in image encoder 1"
+
+    def __init__(self, tokens=257, width=1280):
+        self._mix = torch.randn(tokens, width, 3, generator=torch.Generator().manual_seed(2))
+
+    def encode(self, image):
+        return self._mix @ image.mean((0, 1))
+
+
+def write_twin(path, *, prefix="", stored="fp32", family=FAMILIES[0], kind=None):
     """Write a family's tiny random model as a ComfyUI file; what it holds as float32, by names without prefix.
 
+    `kind`: which of the family's twins; None is its default one.
     fp8 forms store the blocks' matrices so, and the rest as bf16. `fp8 scaled old`: `scaled_fp8`, `.scale_weight`,
     `.scale_input`. `fp8 scaled new`: `.weight_scale`, `.input_scale`, `.comfy_quant`. `fp8 scaled header`:
     `.weight_scale`, and the format in the header.
     """
-    weights = file_tensors(family, family.twin()[1])
+    _, twin = family.twin() if kind is None else family.twin(kind=kind)
+    weights = file_tensors(family, twin)
     stored_tensors, truth, layers = {}, {}, {}
     for name, weight in weights.items():
-        if stored in PLAIN or not (name.startswith("blocks.") and weight.ndim == 2):
+        if stored in PLAIN or not ("blocks." in name and name.endswith(".weight") and weight.ndim == 2):
             stored_tensors[name] = weight.to(PLAIN.get(stored, torch.bfloat16))
             truth[name] = stored_tensors[name].float()
             continue

@@ -23,8 +23,11 @@ PEFT_NAME = "default"
 def linear_layers(base: BaseModel) -> list[str]:
     """Original names of the layers in a weights file that a LoRA can adapt, from its header alone."""
     header = read_header(base.path)
-    matrices = [name for name, info in header.tensors.items() if name.endswith(".weight") and len(info.shape) == 2]
-    return [name.removeprefix(base.key_prefix).removesuffix(".weight") for name in matrices]
+    return [
+        name.removeprefix(base.key_prefix).removesuffix(".weight")
+        for name, info in header.tensors.items()
+        if name.startswith(base.key_prefix) and name.endswith(".weight") and len(info.shape) == 2
+    ]
 
 
 def adapted_layers(layers: Iterable[str], presets: Mapping[str, tuple[str, ...]], targets: str) -> list[str]:

@@ -65,7 +65,7 @@ class AdapterConfig:
         "which is what most recipes use.", low=0.0, high=4096.0, step=1.0,
     )
     targets: str = setting(
-        "", "Layers", "Which layers the LoRA adapts. Empty: the model's own default (attention and feed-forward). "
+        "", "Layers", "Which layers the LoRA adapts. Empty: the model's own default. "
         "Otherwise a preset's name, or endings of layer names separated by commas, as they stand in LoRA files: "
         "self_attn.q, self_attn.v, ffn.0",
     )

@@ -43,23 +43,26 @@ class StandInVae:
 
 
 class StandInTextEncoder:
-    """A fixed random vector for each word."""
+    """A fixed random vector for each word, and zeros up to as many tokens as a model reads."""
 
     identity = "stand-in text encoder 1"
 
-    def __init__(self, width: int):
+    def __init__(self, width: int, tokens: int = 1):
         self._width = width
+        self._tokens = tokens
 
     def encode(self, caption: str) -> Tensor:
         """A caption to (L, D)."""
         seeds = [int.from_bytes(hashlib.sha256(word.encode()).digest()[:7], "big") for word in caption.split()]
-        rows = [torch.randn(self._width, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(rows or [torch.zeros(self._width)])
+        out = torch.zeros(max(self._tokens, len(seeds)), self._width)
+        for row, seed in zip(out, seeds, strict=False):
+            row.normal_(generator=torch.Generator().manual_seed(seed))
+        return out
 
 
 def stand_ins(base: BaseModel) -> Encoders:
     """Encoders for a base model that need no files."""
-    return Encoders(clip=StandInVae(base.grid), caption=StandInTextEncoder(base.text_width))
+    return Encoders(clip=StandInVae(base.grid), caption=StandInTextEncoder(base.text_width, base.text_tokens))
 
 
 @dataclass(frozen=True, kw_only=True)

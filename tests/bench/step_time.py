@@ -5,7 +5,7 @@ float32 on the CPU, AdamW, every block recomputed on both sides (its `gradient_c
 Both are called as a user calls them: `training.train`, and the node's `execute`. A step's time is what lies between
 two optimizer steps, taken by PyTorch's own global hook, so loading and saving do not count.
 
-    python tests/bench/step_time.py [--pairs 5] [--steps 4] [--threads N] [--attention pytorch] [--comfyui FOLDER]
+    python tests/bench/step_time.py [--pairs 5] [--steps 6] [--threads N] [--clock cpu] [--attention pytorch]
 
 Run it with the Python that ComfyUI runs with. Prints every pair's ratio ours/theirs, and median, least and greatest.
 """
@@ -13,6 +13,7 @@ Run it with the Python that ComfyUI runs with. Prints every pair's ratio ours/th
 from __future__ import annotations
 
 import argparse
+import itertools
 import logging
 import os
 import statistics
@@ -21,6 +22,7 @@ import tempfile
 import time
 import types
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,19 +36,20 @@ LATENTS, TOKENS = (16, 5, 32, 32), 512
 class StepClock:
     """Seconds between one optimizer step and the next."""
 
-    def __init__(self):
+    def __init__(self, now: Callable[[], float]):
+        self._now = now
         self._stamps: list[float] = []
         register_optimizer_step_post_hook(self._stamp)
 
     def _stamp(self, *_) -> None:
-        self._stamps.append(time.perf_counter())
+        self._stamps.append(self._now())
 
     def seconds_per_step(self, run) -> float:
-        """The mean over the steps of `run()` but the first."""
+        """The median over the steps of `run()` but the first."""
         self._stamps.clear()
         run()
         assert len(self._stamps) > 1, "fewer than two optimizer steps were seen"
-        return (self._stamps[-1] - self._stamps[0]) / (len(self._stamps) - 1)
+        return statistics.median(after - before for before, after in itertools.pairwise(self._stamps))
 
 
 def start_comfyui(folder: Path, attention: str, site: Path) -> None:
@@ -135,8 +138,10 @@ def theirs(wan: Path, steps: int):
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                        help="cpu, with --threads 1: where other work shares the machine")
     parser.add_argument("--comfyui", type=Path, default=Path(os.environ.get("COMFYUI_PATH") or Path.home() / "ComfyUI"))
     parser.add_argument("--attention", choices=("default", "pytorch"), default="default",
                         help="what ComfyUI's side computes attention with")
@@ -149,7 +154,7 @@ def main() -> None:
         wan = folder / "wan.safetensors"
         write_wan(wan)
         sides = {"ours": ours(wan, folder, given.steps), "theirs": theirs(wan, given.steps)}
-        clock = StepClock()
+        clock = StepClock({"wall": time.perf_counter, "cpu": time.process_time}[given.clock])
         for run in sides.values():
             clock.seconds_per_step(run)  # warm-up
         ratios = []
@@ -159,8 +164,8 @@ def main() -> None:
             ratios.append(seconds["ours"] / seconds["theirs"])
             print(f"pair {pair + 1}, {order[0]} first: ours {seconds['ours']:.3f} s, theirs {seconds['theirs']:.3f} s, "
                   f"ratio {ratios[-1]:.3f}", flush=True)
-        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads; ratio ours/theirs: median "
-              f"{statistics.median(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}")
+        print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {given.clock} time; ratio ours/theirs: "
+              f"median {statistics.median(ratios):.3f}, least {min(ratios):.3f}, greatest {max(ratios):.3f}")
 
 
 if __name__ == "__main__":

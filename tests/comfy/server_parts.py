@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
+import torch
 from comfy_server import ComfyServer, comfyui_folder, run_script
+
+from video_lora_studio.loaders.safetensors_file import read_tensors, write_tensors
+from video_lora_studio.training.families import FAMILIES, file_tensors
 
 
 def write_parts(server: ComfyServer) -> None:
@@ -29,5 +35,65 @@ def put_clips(server: ComfyServer, name: str, *, count: int = 6, width: int = 16
         for number in range(count):
             write_video(folder / f"drawn_{number}.mp4", frames=24 + number, size=(width, width * 5 // 8 // 2 * 2))
     for number, path in enumerate(sorted(folder.glob("*.mp4"))):
+        path.with_suffix(".txt").write_text(f"{name}, clip number {number}", encoding="utf-8")
+    return f"input/{name}"
+
+
+def write_family_parts(server: ComfyServer) -> None:
+    """Tiny models of the other families: alone, and for LTX as checkpoints with VAEs in them, as they are handed out."""
+    from ltx2_twin import FAMILY as LTX2
+    from ltx2_twin import header_of
+    from tiny import write_twin
+
+    models, checkpoints = server.models / "diffusion_models", server.models / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    write_twin(models / "tiny_wan_i2v.safetensors", kind="I2V")
+    write_twin(models / "tiny_wan2.2_high_noise.safetensors")
+    shift_weights(models / "tiny_wan2.2_high_noise.safetensors", models / "tiny_wan2.2_low_noise.safetensors")
+    write_twin(models / "tiny_wan2.2_ti2v.safetensors", kind="TI2V")
+    families = {family.name: family for family in FAMILIES}
+    for kind in ("2b", "1.5 I2V"):
+        write_twin(models / f"tiny_cogvideox_{kind.replace(' ', '_').lower()}.safetensors",
+                   family=families["CogVideoX"], kind=kind)
+
+    beside_file = server.folder / "ltx_parts.safetensors"
+    script = Path(__file__).with_name("write_tiny_ltx_parts.py")
+    run_script(script, comfyui_folder(), beside_file, folder=server.folder)
+    beside, metadata = read_tensors(beside_file)
+    described = json.loads(metadata["config"])
+    write_checkpoint(checkpoints / "tiny_ltxv.safetensors", families["LTX-Video"], None, beside,
+                     described | {"transformer": {"causal_temporal_positioning": True}})
+    for kind in ("2.0", "2.3"):
+        config, _ = LTX2.twin(kind)
+        write_checkpoint(checkpoints / f"tiny_ltx-{kind}.safetensors", LTX2, kind, beside,
+                         described | json.loads(header_of(config, kind)["config"]))
+
+
+def write_checkpoint(path: Path, family: Any, kind: str | None, beside: dict, config: dict) -> None:
+    """A family's twin and what stands beside it in one file, described in the header."""
+    _, twin = family.twin() if kind is None else family.twin(kind=kind)
+    tensors = {f"model.diffusion_model.{name}": tensor for name, tensor in file_tensors(family, twin).items()}
+    write_tensors(path, tensors | beside, {"config": json.dumps(config)})
+
+
+def shift_weights(source: Path, target: Path) -> None:
+    """A copy of a model in which every matrix is a little different."""
+    generator = torch.Generator().manual_seed(9)
+    tensors, metadata = read_tensors(source)
+    for name, tensor in tensors.items():
+        if tensor.ndim == 2:
+            tensors[name] = tensor + 0.1 * tensor.std() * torch.randn(tensor.shape, generator=generator)
+    write_tensors(target, tensors, metadata)
+
+
+def put_sounding_clips(server: ComfyServer, name: str) -> str:
+    """Two drawn clips with a tone and one without sound, with captions, in input/`name`; the folder as in `put_clips`.
+    """
+    from footage import write_video
+
+    folder = server.input / name
+    folder.mkdir(parents=True)
+    for number, sound in enumerate((440.0, 660.0, False)):
+        path = write_video(folder / f"clip_{number}.mp4", frames=32 + number, fps=24, sound=sound)
         path.with_suffix(".txt").write_text(f"{name}, clip number {number}", encoding="utf-8")
     return f"input/{name}"

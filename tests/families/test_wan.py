@@ -2,43 +2,19 @@
 
 import copy
 import json
-import os
-import struct
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline, WanTransformer3DModel
-from tiny import STORED_FORMS, write_twin
+from tiny import DATA, STORED_FORMS, hollow_file, real, write_twin
 
 from video_lora_studio.loaders.module_weights import build_without_storage, fill
 from video_lora_studio.loaders.safetensors_file import read_header, read_tensors, write_tensors
 from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
 from video_lora_studio.training.families.wan import NAMES, infer_config
 
-DATA = Path(__file__).parents[1] / "data"
 REAL = sorted(path.stem for path in DATA.glob("wan2*.json"))
 FAMILY = next(family for family in FAMILIES if family.name == "Wan")
-
-
-def real(checkpoint):
-    """The shapes by name of a real checkpoint, and diffusers' configuration of it."""
-    listed = json.loads((DATA / f"{checkpoint}.json").read_text())
-    blocks = {f"blocks.{n}.{name}": shape for n in range(listed["layers"])
-              for name, shape in listed["in_each_block"].items()}
-    return listed["outside"] | blocks, listed["config"]
-
-
-def hollow_file(path, shapes, prefix=""):
-    """A bf16 file with these names and shapes whose body takes no room on the disk."""
-    entries, end = {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * torch.Size(shape).numel()
-        entries[prefix + name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(entries).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + end)
-    return path
 
 
 def full(config):
@@ -88,27 +64,34 @@ def test_the_real_checkpoints_fill_exactly_and_their_configuration_is_the_offici
 
 
 @pytest.mark.parametrize("prefix", ["", "model.diffusion_model.", "diffusion_model.", "model."])
-@pytest.mark.parametrize("checkpoint, title", [
-    ("wan2.1_t2v_1.3B", "Wan 2.1 T2V 1.3B"), ("wan2.1_t2v_14B", "Wan 2.1 / 2.2 T2V 14B"),
+@pytest.mark.parametrize("checkpoint, title, shift, needs, form", [
+    ("wan2.1_t2v_1.3B", "Wan 2.1 T2V 1.3B", 3, set(), "Wan 2.1 video"),
+    ("wan2.1_t2v_14B", "Wan 2.1 / 2.2 T2V 14B", 3, set(), "Wan 2.1 video"),
+    ("wan2.1_i2v_14B", "Wan 2.1 I2V 14B", 3, {"image"}, "Wan 2.1 video, first frame, CLIP vision"),
+    ("wan2.1_flf2v_14B", "Wan 2.1 FLF2V 14B", 3, {"image"}, "Wan 2.1 video, first and last frame, CLIP vision"),
+    ("wan2.2_i2v_14B", "Wan 2.2 I2V 14B", 5, set(), "Wan 2.1 video, first frame"),
+    ("wan2.2_ti2v_5B", "Wan 2.2 TI2V 5B", 5, set(), "Wan 2.2 video"),
 ])
-def test_text_to_video_models_are_recognised_with_any_prefix(tmp_path, checkpoint, title, prefix):
+def test_every_kind_is_recognised_with_any_prefix(tmp_path, checkpoint, title, shift, needs, form, prefix):
     shapes, _ = real(checkpoint)
     base = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes, prefix))
     assert (base.title, base.key_prefix, base.stored_as) == (title, prefix, "bf16")
-    assert base.family is FAMILY
-    assert (base.text_tokens, base.text_width, base.grid.channels, base.grid.fps) == (512, 4096, 16, 16)
+    assert base.family is FAMILY and base.expert == "" and base.levels == (0, 1) and base.low_noise is None
+    assert (base.text_tokens, base.text_width) == (512, 4096)
+    assert (base.defaults.shift, base.needs, base.form) == (shift, needs, form)
     base.grid.check(base.defaults.width, base.defaults.height, base.defaults.frames)
 
 
-@pytest.mark.parametrize("checkpoint, title", [
-    ("wan2.1_i2v_14B", "Wan 2.1 I2V 14B"), ("wan2.1_flf2v_14B", "Wan 2.1 FLF2V 14B"),
-    ("wan2.2_i2v_14B", "Wan 2.2 I2V 14B"), ("wan2.2_ti2v_5B", "Wan 2.2 TI2V 5B"),
+@pytest.mark.parametrize("checkpoint, channels, fps, stride, multiple, first_frame", [
+    ("wan2.1_i2v_14B", 16, 16, 8, 16, 0), ("wan2.2_i2v_14B", 16, 16, 8, 16, 0), ("wan2.2_ti2v_5B", 48, 24, 16, 32, 0.5),
 ])
-def test_other_wan_models_are_named_and_refused(tmp_path, checkpoint, title):
-    path = hollow_file(tmp_path / "other.safetensors", real(checkpoint)[0])
-    sentence = f"^other.safetensors is {title}; only text-to-video Wan models can be trained so far.$"
-    with pytest.raises(ValueError, match=sentence):
-        open_base_model(path)
+def test_the_grid_is_that_of_the_models_own_vae(
+    tmp_path, checkpoint, channels, fps, stride, multiple, first_frame
+):
+    base = open_base_model(hollow_file(tmp_path / "x.safetensors", real(checkpoint)[0]))
+    grid = base.grid
+    assert (grid.channels, grid.fps, grid.space_stride, grid.size_multiple) == (channels, fps, stride, multiple)
+    assert (grid.time_stride, base.defaults.first_frame) == (4, first_frame)
 
 
 @pytest.mark.parametrize("key, title", [
@@ -125,18 +108,18 @@ def test_other_wan_models_are_named_and_refused(tmp_path, checkpoint, title):
 def test_wan_models_with_parts_of_their_own_are_named_and_refused(tmp_path, key, title):
     shapes = real("wan2.1_t2v_1.3B")[0] | {key: [4]}
     path = hollow_file(tmp_path / "other.safetensors", shapes, "model.diffusion_model.")
-    with pytest.raises(ValueError, match=f"^other.safetensors is {title}; only text-to-video Wan"):
+    with pytest.raises(ValueError, match=f"^other.safetensors is {title}; of Wan, only T2V, I2V, FLF2V"):
         open_base_model(path)
 
 
 @pytest.mark.parametrize("channels_in, title", [
-    (36, "Wan 2.1 I2V 14B"), (48, "Wan Fun-Control 14B"),
+    (48, "Wan Fun-Control 14B"),
     (52, r"a Wan model of another kind \(52 channels in, 16 out\)"),
     (16, r"a Wan model of another kind \(16 channels in, 16 out\)"),
 ])
 def test_wan_models_that_take_other_inputs_are_named_and_refused(tmp_path, channels_in, title):
     shapes = real("wan2.1_i2v_14B")[0] | {"patch_embedding.weight": [5120, channels_in, 1, 2, 2]}
-    with pytest.raises(ValueError, match=f"^other.safetensors is {title}; only text-to-video Wan"):
+    with pytest.raises(ValueError, match=f"^other.safetensors is {title}; of Wan, only T2V, I2V, FLF2V"):
         open_base_model(hollow_file(tmp_path / "other.safetensors", shapes))
 
 
@@ -255,11 +238,16 @@ def test_the_twin_is_the_same_each_time_and_its_layers_matter():
     assert all(parameter.std() > 0.01 for parameter in first.parameters())
 
 
-def test_adapter_targets_are_modules_of_every_block():
-    names = [NAMES.back(name) for name, module in FAMILY.twin()[1].named_modules()
+@pytest.mark.parametrize("kind, layers", [
+    ("T2V", 10), ("I2V", 12), ("FLF2V", 12), ("2.2 I2V", 10), ("TI2V", 10),
+])
+def test_adapter_targets_are_modules_of_every_block(tmp_path, kind, layers):
+    write_twin(tmp_path / "x.safetensors", kind=kind)
+    presets = FAMILY.adapter_targets(open_base_model(tmp_path / "x.safetensors"), {"video"})
+    names = [NAMES.back(name) for name, module in FAMILY.twin(kind)[1].named_modules()
              if isinstance(module, torch.nn.Linear)]
-    for preset, per_block in (("attention and feed-forward", 10), ("attention", 8)):
-        endings = tuple(f".{ending}" for ending in FAMILY.adapter_targets(None, {"video"})[preset])
-        found = [name for name in names if name.endswith(endings)]
+    for preset, per_block in (("attention and feed-forward", layers), ("attention", layers - 2)):
+        found = [name for name in names if name.endswith(tuple(f".{ending}" for ending in presets[preset]))]
         assert len(found) == 2 * per_block and all(name.startswith("blocks.") for name in found)
-    assert next(iter(FAMILY.adapter_targets(None, {"video"}))) == "attention and feed-forward"
+        assert all(any(name.endswith(ending) for name in found) for ending in presets[preset])
+    assert next(iter(presets)) == "attention and feed-forward"

@@ -2,6 +2,7 @@
 
 import logging
 import multiprocessing
+import shutil
 
 import pytest
 import torch
@@ -83,3 +84,12 @@ def test_a_digest_follows_the_content(tmp_path):
     assert file_digest(path) == first and len(first) == 64
     path.write_bytes(b"b" * 3_000_001)
     assert file_digest(path) != first
+
+
+def test_the_token_stays_until_the_folder_is_deleted(tmp_path):
+    cache = FeatureCache(tmp_path / "features")
+    first = cache.token()
+    cache.store("ab" * 32, {"video": torch.ones(1)}, {})
+    assert FeatureCache(tmp_path / "features").token() == first
+    shutil.rmtree(cache.folder)
+    assert cache.token() != first

@@ -19,7 +19,7 @@ from footage import (
 )
 from PIL import Image
 
-from video_lora_studio.loaders.video_file import FootageEnds, FootageError, probe, read_frames
+from video_lora_studio.loaders.video_file import FootageEnds, FootageError, probe, read_frames, read_sound
 
 ONE = 1 << 16  # fixed point of display matrices
 QUADRANTS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 230]]], np.uint8)
@@ -391,3 +391,90 @@ def test_real_footage_reads_as_pyav_reads_it():
 
 def test_the_counter_can_be_read():
     assert [read_counter(counter_frame(number)) for number in (0, 1, 513, 1023)] == [0, 1, 513, 1023]
+
+
+def ticking(times, seconds=2.0, rate=44100, channels=2, level=0.5):
+    """Float sound (channels, N), silent but for a click of one hundredth of a second at each of `times`."""
+    sound = np.zeros((channels, int(seconds * rate)), np.float32)
+    for time in times:
+        sound[:, round(time * rate): round((time + 0.01) * rate)] = level
+    return sound
+
+
+def with_sound(path, sound, *, codec="pcm_s16le", layout="stereo", rate=44100, late=0.0, frames=40, fps=20, gap=None):
+    """A clip with the counter in its frames, and this sound beginning `late` seconds after them.
+
+    `gap`: (at, seconds) of sound left out, the rest at its own time.
+    """
+    with av.open(str(path), "w") as container:
+        video = container.add_stream("libx264", rate=fps)
+        video.width, video.height, video.pix_fmt = 160, 96, "yuv420p"
+        audio = container.add_stream(codec, rate=rate, layout=layout)
+        for number in range(frames):
+            container.mux(video.encode(av.VideoFrame.from_ndarray(counter_frame(number), "rgb24")))
+        container.mux(video.encode(None))
+        resampler = av.AudioResampler(format=audio.format, layout=layout, rate=rate)
+        for start in range(0, sound.shape[1], 1000):
+            if gap and gap[0] <= start / rate < gap[0] + gap[1]:
+                continue
+            frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(sound[:, start:start + 1000]), "fltp", layout)
+            frame.sample_rate, frame.pts, frame.time_base = rate, start + round(late * rate), Fraction(1, rate)
+            for part in resampler.resample(frame):
+                container.mux(audio.encode(part))
+        container.mux(audio.encode(None))
+    return probe(path)
+
+
+def clicks(sound, rate):
+    """When the clicks begin, in seconds."""
+    found = []
+    for index in torch.nonzero(sound[0].abs() > 0.15)[:, 0].tolist():
+        if not found or index / rate > found[-1] + 0.1:
+            found.append(index / rate)
+    return found
+
+
+@pytest.mark.parametrize(("name", "codec", "rate", "slack"), [
+    ("pcm.mov", "pcm_s16le", 44100, 0.001), ("pcm.mkv", "pcm_s16le", 48000, 0.002), ("aac.mp4", "aac", 44100, 0.003),
+    ("flac.mkv", "flac", 22050, 0.002), ("mp3.avi", "libmp3lame", 44100, 0.04),
+])
+@pytest.mark.parametrize("wanted_rate", [44100, 16000])
+def test_sound_lies_where_the_frames_are(tmp_path, name, codec, rate, slack, wanted_rate):
+    footage = with_sound(tmp_path / name, ticking([0.0, 0.5, 1.5], rate=rate), codec=codec, rate=rate)
+    sound = read_sound(footage, 0.0, 2.0, wanted_rate)
+    assert sound.shape == (2, 2 * wanted_rate) and sound.dtype == torch.float32
+    assert clicks(sound, wanted_rate)[-2:] == pytest.approx([0.5, 1.5], abs=slack)
+    assert clicks(read_sound(footage, 0.4, 0.3, wanted_rate), wanted_rate) == pytest.approx([0.1], abs=slack)
+
+
+def test_sound_that_begins_late_or_pauses_or_ends_early_is_silent_there(tmp_path):
+    footage = with_sound(tmp_path / "x.mkv", ticking([0.1, 1.0], seconds=1.2), late=0.5, gap=(0.3, 0.4))
+    sound = read_sound(footage, 0.0, 3.0, 44100)
+    assert sound.shape == (2, 3 * 44100)
+    assert clicks(sound, 44100) == pytest.approx([0.6, 1.5], abs=0.002)
+    assert not sound[:, int(1.75 * 44100):].any() and not sound[:, : int(0.49 * 44100)].any()
+
+
+@pytest.mark.parametrize(("layout", "channels", "level"), [("mono", 1, 0.5), ("stereo", 2, 0.5), ("5.1", 6, 0.1)])
+def test_sound_of_any_channels_becomes_stereo(tmp_path, layout, channels, level):
+    footage = with_sound(tmp_path / "x.mkv", ticking([0.5], channels=channels, level=level), layout=layout)
+    sound = read_sound(footage, 0.0, 1.0, 44100)
+    middle = sound[:, round(0.505 * 44100)]
+    assert torch.allclose(middle[0], middle[1], atol=1e-3)
+    expected = level if channels < 6 else level * (1 + 2 * 2 ** -0.5)
+    assert middle[0].item() == pytest.approx(expected, rel=0.01)
+
+
+def test_many_small_pieces_of_sound_join_without_a_seam(tmp_path):
+    tone = np.sin(np.arange(2 * 44100) * 2 * np.pi * 440 / 44100).astype(np.float32)[None].repeat(2, 0) * 0.5
+    footage = with_sound(tmp_path / "x.mkv", tone)  # mkv rounds times to milliseconds
+    sound = read_sound(footage, 0.0, 2.0, 44100)
+    assert np.abs(sound.numpy() - tone).max() < 1e-3
+
+
+def test_sound_that_is_not_there_or_does_not_decode_is_said(tmp_path):
+    with pytest.raises(FootageError, match="^silent.mp4: there is no sound in it.$"):
+        read_sound(probe(write_video(tmp_path / "silent.mp4")), 0.0, 1.0, 16000)
+    footage = with_sound(tmp_path / "none.mkv", ticking([], seconds=0.0))
+    with pytest.raises(FootageError, match="^none.mkv: its sound cannot be decoded.$"):
+        read_sound(footage, 0.0, 1.0, 16000)

@@ -18,12 +18,12 @@ CONTRACT = {
         {"clips": CLIPS, "report": "STRING"},
     ),
     "VLSBaseModel": (
-        {"model_file": "COMBO", "low_noise_file": "COMBO", "precision": "COMBO"}, {},
+        {"model_file": "COMBO", "low_noise_file": "COMBO", "precision": "COMBO"}, {"expert": "COMBO"},
         {"base": BASE, "report": "STRING"},
     ),
     "VLSPrepare": (
         {"clips": CLIPS, "base": BASE, "vae": "VAE", "clip": "CLIP", "width": "INT", "height": "INT", "frames": "INT"},
-        {},
+        {"clip_vision": "CLIP_VISION", "audio_vae": "VAE"},
         {"training_set": SET, "report": "STRING", "contact_sheet": "IMAGE"},
     ),
     "VLSAdapter": ({}, {"alpha": "FLOAT", "targets": "STRING"}, {"adapter": "VLS_ADAPTER"}),

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from video_lora_studio.training.objective import FlowMatching, mean_squared_error, shifted
+from video_lora_studio.training.objective import FlowMatching, ShiftedLogitNormal, mean_squared_error, shifted
 from video_lora_studio.training.seeds import generator
 
 
@@ -64,3 +64,41 @@ def test_what_was_given_is_out_of_the_loss():
     answer[0, 0, 0] = 100.0
     given = torch.tensor([[[True, False, False]], [[False, False, False]]])
     assert mean_squared_error(answer, target, given).item() == pytest.approx(1.0)
+
+
+def own_distribution(tokens, **settings):
+    return ShiftedLogitNormal(tokens=lambda shape: tokens, **settings)
+
+
+@pytest.mark.parametrize("tokens, mean", [(256, 0.675), (1024, 0.95), (2688, 1.5458), (4096, 2.05), (14080, 5.625)])
+def test_the_mean_rises_with_the_tokens(tokens, mean):
+    assert own_distribution(tokens).mean(tokens) == pytest.approx(mean, abs=1e-3)
+    assert own_distribution(tokens, logit_mean=-0.5).mean(tokens) == pytest.approx(mean - 0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("std", [0.7, 1.0])
+@pytest.mark.parametrize("tokens", [126, 2688, 14080])
+def test_levels_follow_the_stretched_distribution_of_their_tokens(tokens, std):
+    objective = own_distribution(tokens, logit_std=std)
+    levels = objective.draw(torch.Size([200_000, 3]), generator(0, "level"))
+    assert levels.shape == (200_000,) and levels.dtype == torch.float32
+    assert levels.min() >= 1e-3 and levels.max() <= 1
+    normal = torch.tensor([-2.5758, 3.0902, -1.0, 0.0, 1.0], dtype=torch.float64)
+    low, high, *edges = torch.sigmoid(objective.mean(tokens) + std * normal).tolist()
+    for edge, share in zip(edges, torch.special.ndtr(normal[2:]).tolist(), strict=True):
+        edge = (edge - low) / (high - low)
+        assert (levels < edge).float().mean().item() == pytest.approx(0.9 * share + 0.1 * edge, abs=0.005)
+
+
+def test_levels_of_very_many_tokens_are_still_spread():
+    many, more = (own_distribution(tokens).draw(torch.Size([50_000]), generator(0, "level"))
+                  for tokens in (100_000, 1_000_000))
+    assert many.isfinite().all() and 0.85 < many.median() < 0.95 and many.quantile(0.05) < 0.4
+    torch.testing.assert_close(many, more, atol=1e-5, rtol=0)
+
+
+def test_levels_that_depend_on_tokens_are_flow_matching_otherwise():
+    clean, noise, level = torch.randn(2, 3), torch.randn(2, 3), torch.tensor([0.2, 0.9])
+    objective = own_distribution(100)
+    assert torch.equal(objective.noisy(clean, noise, level), FlowMatching().noisy(clean, noise, level))
+    assert torch.equal(objective.target(clean, noise, level), FlowMatching().target(clean, noise, level))

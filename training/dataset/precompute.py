@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from ...loaders.feature_cache import FeatureCache, file_digest
 from ...loaders.safetensors_file import Header
-from ...loaders.video_file import Footage, FootageEnds, FootageError, read_frames
+from ...loaders.video_file import Footage, FootageEnds, FootageError, read_frames, read_sound
 from ..families.model_family import BaseModel, DecodedClip, Encoders, Features
 from ..listener import Listener, Progress, SilentListener
 from .clip_set import Clip, ClipSet, LeftOut, counted, files, left_out_line, quoted, rate
@@ -148,7 +148,8 @@ def _plan(job: _Job, clip: Clip, footage: Footage) -> _Plan:
         content = file_digest(clip.path)
     except OSError as error:
         raise FootageError(clip.path, f"cannot be read any more ({error.strerror or error})") from error
-    identities = [encoders.clip.identity, *(getattr(encoders, name).identity for name in sorted(job.base.needs))]
+    used = [*sorted(job.base.needs), *(["sound"] if _sounds(job, footage) else [])]
+    identities = [encoders.clip.identity, *(getattr(encoders, name).identity for name in used)]
     return _Plan(
         clip=clip, footage=footage, choice=choice,
         key=_key("clip", FEATURE_VERSION, job.base.form, content, choice.indexes, job.width, job.height, identities),
@@ -214,11 +215,28 @@ def _encode_clip(job: _Job, plan: _Plan) -> tuple[_Plan, bool]:
         clip = dataclasses.replace(plan.clip, notes=(*plan.clip.notes, error.reason))
         return _encode_clip(job, _plan(job, clip, dataclasses.replace(footage, times=footage.times[: error.decoded])))
     with _naming(plan.clip.name):
-        decoded = DecodedClip(frames=frames.float().div_(255))
+        decoded = DecodedClip(frames=frames.float().div_(255), sound=_read_sound(job, plan))
         features = job.base.family.prepare_clip(job.base, decoded, job.encoders)
         _check_finite(features, "VAE")
     job.cache.store(plan.key, {**features, PREVIEW: _preview(frames)}, {"kind": "clip"})
     return plan, True
+
+
+def _sounds(job: _Job, footage: Footage) -> bool:
+    """Whether the sound of this footage is learnt."""
+    return "audio" in job.base.streams and job.encoders.sound is not None and footage.has_audio
+
+
+def _read_sound(job: _Job, plan: _Plan) -> Tensor | None:
+    """The sound of the span of time that the frames cover; None where there is none to learn from."""
+    if not _sounds(job, plan.footage):
+        return None
+    start, seconds = plan.footage.times[plan.choice.indexes[0]], len(plan.choice.indexes) / job.base.grid.fps
+    try:
+        return read_sound(plan.footage, start, seconds, job.encoders.sound.rate)
+    except FootageError as error:
+        log.info("%s", error)
+        return None
 
 
 @contextlib.contextmanager
@@ -268,6 +286,8 @@ def _notes(job: _Job, plan: _Plan) -> tuple[str, ...]:
         notes = [f"{count} frame{'' if count == 1 else 's'}, {choice.seconds:.1f} s"]
         if abs(footage.fps / job.base.grid.fps - 1) > 0.005:
             notes.append(f"{rate(footage.fps)} to {rate(job.base.grid.fps)} fps")
+        if "audio" in job.base.streams and job.encoders.sound and "audio" not in job.cache.header(plan.key).tensors:
+            notes.append("no sound: learns from the picture only")
     scale = max(job.width / footage.width, job.height / footage.height)
     if scale > 1:
         notes.append(f"enlarged from {footage.width}x{footage.height}")

@@ -7,23 +7,40 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from ...loaders.safetensors_file import read_header
+from .cogvideox import CogVideoX
+from .ltx import LTXVideo
+from .ltx2 import LTX2
 from .model_family import BaseModel, ModelFamily
 from .strangers import describe
 from .wan import Wan
 
-FAMILIES: tuple[ModelFamily, ...] = (Wan(),)
+FAMILIES: tuple[ModelFamily, ...] = (Wan(), LTXVideo(), LTX2(), CogVideoX())
 
 
-def open_base_model(path: str | Path) -> BaseModel:
+def open_base_model(path: str | Path, low_noise_path: str | Path | None = None, expert: str = "") -> BaseModel:
     """The model in a weights file, recognised from its header: nothing heavy is read.
 
-    Raises ValueError, one sentence that names what the file is, where nothing here can be trained on it.
+    `low_noise_path`: the second file of a model that comes as two experts. `expert`: `high_noise` or `low_noise`,
+    where the file is one of two and is trained alone. Raises ValueError, one sentence that names what the file is,
+    where nothing here can be trained on it, or the two do not belong together.
     """
+    base = _recognised(path)
+    if low_noise_path is not None:
+        return base.family.pair(base, _recognised(low_noise_path))
+    return base.family.one_expert(base, expert) if expert else base
+
+
+def _recognised(path: str | Path) -> BaseModel:
     header = read_header(path)
     for family in FAMILIES:
         if base := family.recognise(header):
             return base
-    raise ValueError(describe(header, known=" and ".join(family.name for family in FAMILIES)))
+    raise ValueError(describe(header, known=_listed([family.name for family in FAMILIES])))
+
+
+def _listed(names: list[str]) -> str:
+    """`A`, `A or B`, `A, B or C`."""
+    return " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def file_tensors(family: ModelFamily, module: nn.Module) -> dict[str, Tensor]:

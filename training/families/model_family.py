@@ -43,7 +43,7 @@ class CaptionEncoder(Protocol):
     identity: str
 
     def encode(self, caption: str) -> Tensor:
-        """One caption to its text features (L, D) as the host gives them."""
+        """One caption to its text features (L, D) as the host gives them, without padding where it says what is."""
 
 
 class ImageEncoder(Protocol):
@@ -59,9 +59,11 @@ class SoundEncoder(Protocol):
     """An audio VAE as the engine sees it. `identity` changes whenever the weights do."""
 
     identity: str
+    rate: int
+    """Samples a second of the sound that it takes."""
 
-    def encode(self, sound: Tensor, rate: int) -> Tensor:
-        """A waveform (channels, N) at `rate` samples a second to the latents (C, T, bins) as the host gives them."""
+    def encode(self, sound: Tensor) -> Tensor:
+        """A waveform (2, N), N samples at `rate`, to the latents (C, T, bins) as the host gives them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,11 +78,10 @@ class Encoders:
 
 @dataclass(frozen=True, kw_only=True)
 class DecodedClip:
-    """One clip, decoded and cut: `frames` (T, P, Q, 3) float in 0..1, `sound` (channels, N) at `sound_rate` or None."""
+    """One clip, decoded and cut: `frames` (T, P, Q, 3) float in 0..1; `sound` (2, N) at its encoder's rate, or None."""
 
     frames: Tensor
     sound: Tensor | None = None
-    sound_rate: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

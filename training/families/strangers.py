@@ -14,10 +14,8 @@ LORA_ENDINGS = (
 
 MODELS = (
     ("a Wan model in the diffusers layout", ("condition_embedder.time_embedder.linear_1.weight",)),
-    ("an LTX-2 model", ("audio_patchify_proj.weight",)),
-    ("an LTX-Video model", ("patchify_proj.weight", "transformer_blocks.0.scale_shift_table")),
-    ("a CogVideoX model", ("patch_embed.proj.weight", "transformer_blocks.0.norm1.linear.weight")),
-    ("a CogVideoX model", ("blocks.0.attn_out.weight", "blocks.0.ff_proj.weight")),
+    ("an LTX-2 model in the diffusers layout", ("audio_time_embed.emb.timestep_embedder.linear_1.weight",)),
+    ("an LTX-Video model in the diffusers layout", ("proj_in.weight", "time_embed.emb.timestep_embedder.")),
     ("a HunyuanVideo model", ("txt_in.individual_token_refiner.blocks.0.",)),
     ("a Flux.2 model", ("double_stream_modulation_img.lin.weight",)),
     ("a Chroma model", ("distilled_guidance_layer.",)),
@@ -60,7 +58,7 @@ def describe(header: Header, *, known: str) -> str:
     if any(key.endswith(LORA_ENDINGS) for key in keys):
         return f"{name} is a LoRA, not a base model: choose the model that it is to be used with."
     if model := _first(MODELS, keys):
-        return f"{name} is {model}; only {known} models in ComfyUI's single-file form can be trained so far."
+        return f"{name} is {model}; choose a {known} model in ComfyUI's single-file form."
     if part := _first(PARTS, keys):
         return f"{name} is {part}, not a diffusion model: choose a file from models/diffusion_models."
     if "-of-0" in name:

@@ -1,29 +1,21 @@
-"""Test-only nodes: a small real umT5, counters on encoders, and a node that writes what flows through a socket."""
+"""Test-only nodes: small real encoders, counters on them, and a node that writes what flows through a socket."""
 
 from __future__ import annotations
 
 import functools
-import io as bytes_io
 import json
 from pathlib import Path
 
 import comfy.sd
 import comfy.text_encoders.wan
 import folder_paths
-import sentencepiece
 import torch
 from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save_file
 
-VOCABULARY = 400
-SENTENCES = (
-    "a brown bear walks over wet stones while the camera follows",
-    "two people ride bicycles past parked cars on a sunny street",
-    "a man in a suit speaks in a moving car, trees pass behind him",
-    "the rabbit stretches in front of its burrow and looks at a butterfly",
-    "close shot of hands, soft light, slow movement, film grain",
-    "Wide view of the valley at dawn. Nothing moves but the grass.",
-)
+from .family_parts import ClipVision, FamilyTextEncoder, FamilyVae
+from .weights import VOCABULARY, fill, tokenizer_model
+
 COUNTS = {"vae": 0, "clip": 0}
 
 
@@ -42,31 +34,6 @@ def counted(kind: str, function):
 
     call.counts_encodes = True
     return call
-
-
-@functools.cache
-def tokenizer_model() -> torch.Tensor:
-    """A sentencepiece model with T5's special tokens, as the bytes that umT5 files carry in `spiece_model`."""
-    letters = [f"{a}{b}" for a in "abcdefghijklmnopqrstuvwxyz" for b in "aeiourstln"]
-    out = bytes_io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([*SENTENCES, *letters]), model_writer=out, vocab_size=VOCABULARY, hard_vocab_limit=False,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2,
-    )
-    return torch.frombuffer(bytearray(out.getvalue()), dtype=torch.uint8)
-
-
-def fill(module: torch.nn.Module, seed: int, width: int) -> None:
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, parameter in module.named_parameters():
-            values = torch.randn(parameter.shape, generator=generator)
-            if "layer_norm" in name:
-                parameter.copy_(1 + 0.1 * values)
-            elif "shared" in name:
-                parameter.copy_(values)
-            else:
-                parameter.copy_(values * width**-0.5)
 
 
 class TinyTextEncoder(io.ComfyNode):
@@ -152,7 +119,7 @@ class Write(io.ComfyNode):
 
 class TinyParts(ComfyExtension):
     async def get_node_list(self):
-        return [TinyTextEncoder, CountEncodes, Write]
+        return [TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision]
 
 
 async def comfy_entrypoint():

@@ -1,0 +1,158 @@
+"""What holds for every family and every kind of model in it, on twins of two layers."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from footage import write_video
+from ltx2_twin import write_ltx2_twin
+from tiny import StandInImageEncoder, write_twin
+
+from video_lora_studio.loaders.feature_cache import FeatureCache
+from video_lora_studio.loaders.safetensors_file import read_header
+from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
+from video_lora_studio.training.dataset.precompute import prepare
+from video_lora_studio.training.dataset.scan import scan
+from video_lora_studio.training.demo import stand_ins
+from video_lora_studio.training.evaluate import merge_lora
+from video_lora_studio.training.families import FAMILIES, open_base_model
+from video_lora_studio.training.listener import SilentListener
+from video_lora_studio.training.loop import micro_step_loss
+from video_lora_studio.training.run import Places, attach_adapter, set_up, train
+
+CPU = torch.device("cpu")
+GOLDEN = Path(__file__).parents[1] / "golden"
+BY_NAME = {family.name: family for family in FAMILIES}
+TWINS = [
+    ("Wan", "T2V"), ("Wan", "I2V"), ("Wan", "FLF2V"), ("Wan", "2.2 I2V"), ("Wan", "TI2V"), ("LTX-Video", None),
+    ("LTX-2", "2.0"), ("LTX-2", "2.3"), ("CogVideoX", "2b"), ("CogVideoX", "5b"), ("CogVideoX", "1.5"),
+    ("CogVideoX", "5b I2V"), ("CogVideoX", "1.5 I2V"),
+]
+IDS = [" ".join(filter(None, twin)) for twin in TWINS]
+
+
+class StandInAudioVae:
+    """Loudness in 16 bins at 25 steps a second, mixed into 8 channels by a fixed random matrix."""
+
+    identity, rate = "stand-in audio VAE 1", 16000
+
+    def encode(self, sound):
+        steps = sound.mean(0).unfold(0, 640, 640).unflatten(1, (16, 40)).square().mean(-1).sqrt()
+        mix = torch.randn(8, generator=torch.Generator().manual_seed(3))
+        return mix[:, None, None] * steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Studio:
+    """A twin in a file, and two clips and an image prepared for it."""
+
+    base: object
+    data: object
+
+
+@pytest.fixture(scope="module", params=TWINS, ids=IDS)
+def studio(request, tmp_path_factory):
+    name, kind = request.param
+    folder = tmp_path_factory.mktemp("family")
+    file, clips = folder / "twin.safetensors", folder / "clips"
+    clips.mkdir()
+    if name == "LTX-2":
+        write_ltx2_twin(file, kind)
+    else:
+        write_twin(file, family=BY_NAME[name], kind=kind)
+    base = open_base_model(file)
+    width, height = (base.grid.width, base.grid.height) if hasattr(base.grid, "width") else (64, 64)
+    for clip, sound in (("loud", True), ("silent", False)):
+        write_video(clips / f"{clip}.mp4", frames=60, fps=24, size=(64, 64), **({"sound": True} if sound else {}))
+        (clips / f"{clip}.txt").write_text(f"a {clip} clip", encoding="utf-8")
+    encoders = dataclasses.replace(stand_ins(base), image=StandInImageEncoder(), sound=StandInAudioVae())
+    frames = base.grid.frames_within(9)
+    data = prepare(
+        scan(clips), base, encoders, width=width, height=height, frames=frames, cache=FeatureCache(folder / "cache")
+    ).training_set
+    return Studio(base, data)
+
+
+def attached(studio, **more):
+    config = RunConfig(rank=4, **more)
+    context = set_up(studio.data, studio.base, config, CPU, torch.float32, SilentListener())
+    return context, attach_adapter(context, config)
+
+
+def perturb(adapter):
+    with torch.no_grad():
+        for index, parameter in enumerate(adapter.parameters()):
+            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))
+
+
+def test_its_header_is_recognised_by_no_other_family(studio):
+    header = read_header(studio.base.path)
+    for family in FAMILIES:
+        assert (family.recognise(header) is not None) == (family is studio.base.family), family.name
+
+
+def test_a_fresh_adapter_changes_nothing(studio):
+    config = RunConfig(rank=4)
+    context = set_up(studio.data, studio.base, config, CPU, torch.float32, SilentListener())
+    with torch.no_grad():
+        bare = micro_step_loss(context, 0)
+        attach_adapter(context, config)
+        assert torch.equal(micro_step_loss(context, 0), bare) and bare.isfinite()
+
+
+def test_only_the_adapter_gets_gradients_and_all_of_it_does(studio):
+    context, adapter = attached(studio)
+    perturb(adapter)
+    for position in range(len(context.batches)):
+        micro_step_loss(context, position).backward()
+    trained = {id(parameter) for parameter in adapter.parameters()}
+    for name, parameter in context.transformer.named_parameters():
+        assert (parameter.grad is not None) == (id(parameter) in trained), name
+        assert parameter.grad is None or parameter.grad.isfinite().all(), name
+
+
+def test_recompute_gives_the_same_loss_and_gradients(studio):
+    found = []
+    for recompute in (True, False):
+        context, adapter = attached(
+            studio, memory=MemoryConfig(recompute=recompute), recipe=RecipeConfig(first_frame=1.0)
+        )
+        perturb(adapter)
+        loss = micro_step_loss(context, 0)
+        loss.backward()
+        gradients = [p.grad for p in adapter.parameters() if p.grad is not None]
+        found.append((loss.detach(), torch.cat([gradient.flatten() for gradient in gradients])))
+    (loss, gradient), (plain_loss, plain) = found
+    torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
+    assert ((gradient - plain).norm() / plain.norm()).item() < 1e-5
+
+
+def test_a_clip_is_learnt_and_the_file_has_the_effect(studio, tmp_path):
+    config = RunConfig(
+        name="learnt", steps=40, rank=8, learning_rate=1e-2, recipe=RecipeConfig(warmup_steps=0),
+    )
+    result = train(
+        studio.data, studio.base, config, places=Places(lora_folder=tmp_path, run_folder=tmp_path / "run"), device=CPU
+    )
+    context = set_up(studio.data, studio.base, config, CPU, torch.float32, SilentListener())
+
+    def loss():
+        with torch.no_grad():
+            return sum(micro_step_loss(context, position).item() for position in range(40)) / 40
+
+    before = loss()
+    assert merge_lora(context.transformer, studio.base.family, result.lora_files[0]) == len(result.loras[0]) / 2
+    assert loss() < before
+
+
+def test_losses_are_the_golden_ones(studio, tmp_path, request):
+    """Ten steps, float32, fixed seed. A change that alters these numbers alters every user's LoRA: say why."""
+    config = RunConfig(name="golden", steps=10, rank=4, learning_rate=1e-3)
+    places = Places(lora_folder=tmp_path, run_folder=tmp_path / "run")
+    losses = train(studio.data, studio.base, config, places=places, device=CPU).losses
+    golden = GOLDEN / f"{request.node.callspec.id.lower().replace(' ', '_')}.txt"
+    if not golden.exists():
+        golden.write_text("".join(f"{loss:.6f}\n" for loss in losses))
+        pytest.fail(f"{golden.name} was missing and has been written: look at it and commit it")
+    assert losses == pytest.approx([float(line) for line in golden.read_text().split()], rel=5e-4)
