@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +26,12 @@ class KeyMap:
     def back(self, name: str) -> str:
         """A name in the class to the name in the file."""
         return _rename(name, _reversed(self.rules))
+
+
+def count_blocks(names: Iterable[str], blocks: str) -> int:
+    """How many blocks names like `<blocks>.7.ffn.0.weight` tell of; 0 where none does."""
+    pattern = re.compile(re.escape(blocks) + r"\.(\d+)\.")
+    return 1 + max((int(found[1]) for name in names if (found := pattern.match(name))), default=-1)
 
 
 @lru_cache

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from .key_map import KeyMap
+from .quantised_weights import read_weight, weight_names
+from .safetensors_file import Header, TensorReader
 
 
 def build_without_storage(make: Callable[[], nn.Module]) -> nn.Module:
@@ -58,6 +60,46 @@ def fill(
         for leaf, buffer in owner._buffers.items():
             if buffer is not None:
                 owner._buffers[leaf] = buffer.to(device)
+
+
+def fill_from_file(
+    module: nn.Module,
+    header: Header,
+    prefix: str,
+    names: KeyMap,
+    *,
+    dtype: torch.dtype,
+    device: torch.device | str,
+    keep_fp32: Sequence[str] = (),
+    wanted: Callable[[str], bool] = lambda name: True,
+) -> nn.Module:
+    """`fill` from the tensors under `prefix` of a weights file, however stored, that `wanted` says yes to.
+
+    The module, in evaluation mode. Raises like `fill`.
+    """
+    shapes = {name.removeprefix(prefix): header.tensors[name].shape for name in weight_names(header, prefix)}
+    shapes = {name: shape for name, shape in shapes.items() if wanted(name)}
+    with TensorReader(header) as reader:
+        fill(
+            module, shapes, lambda name: read_weight(reader, prefix + name), names, dtype=dtype, keep_fp32=keep_fp32,
+            device=device, source=header.path.name,
+        )
+    return module.train(False)
+
+
+def fill_at_random(module: nn.Module) -> nn.Module:
+    """Lively random weights, the same each time: matrices keep a signal's size, norms stay near 1, tables are small."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(name: str) -> Tensor:
+        noise = torch.randn(shapes[name], generator=generator)
+        if noise.ndim == 1:
+            return 0.1 * noise + ("norm" in name and name.endswith("weight"))
+        return noise * (noise[0].numel() ** -0.5 if name.endswith("weight") else 0.1)
+
+    shapes = {name: tensor.shape for name, tensor in module.state_dict().items()}
+    fill(module, shapes, draw, KeyMap(()), dtype=torch.float32)
+    return module.train(False)
 
 
 def _check(source: str, found: Mapping[str, Sequence[int]], wanted: Mapping[str, Sequence[int]]) -> None:

@@ -92,7 +92,13 @@ def open_files(model_file: str, low_noise_file: str, expert: str) -> training.Ba
     path = places.model_file(model_file)
     if low_noise_file != NO_FILE:
         return training.open_base_model(path, low_noise_path=places.model_file(low_noise_file))
-    return training.open_base_model(path, expert=EXPERTS[expert])
+    base = training.open_base_model(path, expert=EXPERTS[expert])
+    if base.one_of_two and not base.expert:
+        raise ValueError(
+            f"{model_file} is one of the two experts of {base.title} and its name does not say which: set Expert, or "
+            "choose the other file as low-noise file."
+        )
+    return base
 
 
 def describe(base: training.BaseModel) -> str:

@@ -1,8 +1,6 @@
 """Small stand-ins that tests share: a twin of a model as a file in every form users have, and encoders beside it."""
 
 import json
-import os
-import struct
 from pathlib import Path
 
 import torch
@@ -11,34 +9,10 @@ from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training.demo import StandInTextEncoder, StandInVae
 from video_lora_studio.training.families import FAMILIES, file_tensors
 
-__all__ = [
-    "DATA", "STORED_FORMS", "StandInImageEncoder", "StandInTextEncoder", "StandInVae", "hollow_file", "real",
-    "write_twin",
-]
+__all__ = ["STORED_FORMS", "StandInImageEncoder", "StandInTextEncoder", "StandInVae", "write_twin"]
 
-DATA = Path(__file__).parent / "data"
 PLAIN = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 STORED_FORMS = (*PLAIN, "fp8", "fp8 e5m2", "fp8 scaled old", "fp8 scaled new", "fp8 scaled header")
-
-
-def real(checkpoint, repeated="blocks"):
-    """The shapes by name of a real checkpoint, and diffusers' configuration of it: tests/data/<checkpoint>.json."""
-    listed = json.loads((DATA / f"{checkpoint}.json").read_text())
-    blocks = {f"{repeated}.{n}.{name}": shape for n in range(listed["layers"])
-              for name, shape in listed["in_each_block"].items()}
-    return listed["outside"] | blocks, listed["config"]
-
-
-def hollow_file(path, shapes, prefix="", metadata=None):
-    """A bf16 file with these names and shapes whose body takes no room on the disk."""
-    entries, end = {"__metadata__": metadata} if metadata else {}, 0
-    for name, shape in shapes.items():
-        start, end = end, end + 2 * torch.Size(shape).numel()
-        entries[prefix + name] = {"dtype": "BF16", "shape": shape, "data_offsets": [start, end]}
-    text = json.dumps(entries).encode()
-    path.write_bytes(struct.pack("<Q", len(text)) + text)
-    os.truncate(path, 8 + len(text) + end)
-    return path
 
 
 class StandInImageEncoder:

@@ -12,6 +12,22 @@ from .families.model_family import BaseModel, Features, Streams
 from .seeds import generator
 
 
+def trained_streams(training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig) -> frozenset[str]:
+    """Names of the streams that a run trains. Models of one stream have no choice.
+
+    Raises ValueError where the recipe asks for sound and no clip has any.
+    """
+    if len(base.streams) == 1:
+        return frozenset(base.streams)
+    streams = recipe.trained(training_set.streams)
+    if not streams:
+        raise ValueError(
+            f"Learn from is set to {recipe.learn!r}, and none of the {len(training_set.samples)} clips has it: set it "
+            "to 'picture', or prepare clips with sound with the audio VAE connected."
+        )
+    return streams
+
+
 class Batches:
     """An endless, shuffled sequence of batches, each of samples of one shape.
 
@@ -19,7 +35,7 @@ class Batches:
     """
 
     def __init__(self, training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig, *, seed: str):
-        self.streams = recipe.trained(training_set.streams)
+        self.streams = trained_streams(training_set, base, recipe)
         """Names of the streams that are trained; a sample may lack some of them, not all."""
         self._samples = [sample for sample in training_set.samples if self.streams & sample.streams]
         self._base = base

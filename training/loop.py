@@ -104,8 +104,8 @@ def run_steps(
             what = "loss" if not math.isfinite(loss) else "gradient"
             raise LossNotFinite(
                 f"The {what} became {loss if what == 'loss' else norm} in step {state.step + 1} (clips: "
-                f"{', '.join(names)}): lower the learning rate or look at these clips. The LoRA of step {state.step} "
-                "is kept."
+                f"{', '.join(names)}): lower the learning rate or look at these clips. "
+                + (f"The LoRA of step {state.step} is kept." if state.step else "Nothing was learnt yet.")
             )
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * learning_rate_factor(state.step, config)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..loaders.lora_file import read_lora, written_by_run
 from .adapter import Adapter, adapted_layers, linear_layers
-from .batches import Batches
+from .batches import Batches, trained_streams
 from .config import PRECISIONS, RunConfig
 from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
@@ -210,11 +210,9 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
             "base model to Prepare and Train."
         )
     for part in parts:
-        recipe, streams = part.config.recipe, training_set.streams
-        adapted_layers(
-            linear_layers(part.base), part.base.family.adapter_targets(part.base, recipe.trained(streams)),
-            part.config.adapter.targets,
-        )
+        streams = trained_streams(training_set, part.base, part.config.recipe)
+        presets = part.base.family.adapter_targets(part.base, streams)
+        adapted_layers(linear_layers(part.base), presets, part.config.adapter.targets)
         if part.lora_file.is_file() and written_by_run(part.lora_file) is None:
             raise ValueError(
                 f"{part.lora_file.name} is already in the LoRA folder and was not made by this pack: choose another "

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..loaders.feature_cache import file_digest
 from ..loaders.lora_file import write_lora
 from .adapter import Adapter
+from .batches import trained_streams
 from .config import RunConfig
 from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
@@ -128,12 +129,19 @@ class RunOutput:
                 f"{self._config.name}: {len(self.losses)} steps on {self._base.title}, "
                 f"{len(self._training_set.samples)} clips, {seconds / 60:.1f} minutes, {seconds / steps:.2f} s a step "
                 "with loading and saving",
+                *self._left_out(),
                 *self._lines,
             ]
         )
         self._record("finished", lora_sha256=self._digests, report=report)
         self._folder.write_report(report)
         return report
+
+    def _left_out(self) -> list[str]:
+        """Samples that lack everything the recipe trains."""
+        streams = trained_streams(self._training_set, self._base, self._config.recipe)
+        silent = [sample.name for sample in self._training_set.samples if not streams & sample.streams]
+        return [f"Not used, they have no sound: {', '.join(silent)}"] if silent else []
 
     def _write(self, path: Path, state: RunState) -> dict[str, Tensor]:
         part = self._part

@@ -7,7 +7,6 @@ multiples of the file. Linux (VmHWM) and Windows (peak working set).
 """
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -36,10 +35,10 @@ def write(path):
 
     from video_lora_studio.loaders.safetensors_file import write_tensors
 
-    listed = json.loads((Path(__file__).parents[1] / "data" / "wan2.1_t2v_1.3B.json").read_text())
-    shapes = listed["outside"] | {
-        f"blocks.{n}.{name}": shape for n in range(listed["layers"]) for name, shape in listed["in_each_block"].items()
-    }
+    sys.path.append(str(Path(__file__).parents[1]))
+    from checkpoints import real
+
+    shapes, _ = real("wan2.1_t2v_1.3B")
     generator = torch.Generator().manual_seed(0)
     write_tensors(
         path, {name: torch.randn(shape, generator=generator).bfloat16() for name, shape in shapes.items()}, {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -9,6 +10,7 @@ import torch
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training import BaseModel, TrainingSet
 from video_lora_studio.training.dataset.training_set import PREVIEW, Sample
+from video_lora_studio.training.families.model_family import Features
 
 
 def random_set(
@@ -16,15 +18,25 @@ def random_set(
 ) -> TrainingSet:
     """`clips` samples of latents (C, F, H, W) and text features (`tokens`, D), drawn from a fixed seed."""
     generator = torch.Generator().manual_seed(5)
+    drawn = [
+        ({"video": torch.randn(latent_shape, generator=generator)},
+         {"text": torch.randn(tokens, base.text_width, generator=generator)})
+        for _ in range(clips)
+    ]
+    return set_of(folder, base, *zip(*drawn, strict=True))
+
+
+def set_of(folder: Path, base: BaseModel, clips: Sequence[Features], captions: Sequence[Features]) -> TrainingSet:
+    """Samples with these features of clips, and of their captions, written into `folder`."""
     samples = []
-    for index in range(clips):
-        clip, caption = folder / f"clip_{index}.safetensors", folder / f"caption_{index}.safetensors"
-        latents = torch.randn(latent_shape, generator=generator)
-        write_tensors(clip, {"video": latents, PREVIEW: torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {})
-        write_tensors(caption, {"text": torch.randn(tokens, base.text_width, generator=generator)}, {})
-        samples.append(Sample(name=clip.stem, caption="random", clip_features=clip, caption_features=caption,
-                              shapes=(("video", latent_shape),), key=f"{index:064x}"))
-    _, frames, height, width = latent_shape
+    for index, (clip, caption) in enumerate(zip(clips, captions, strict=True)):
+        clip_file, caption_file = folder / f"clip_{index}.safetensors", folder / f"caption_{index}.safetensors"
+        write_tensors(clip_file, {**clip, PREVIEW: torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {})
+        write_tensors(caption_file, caption, {})
+        shapes = tuple((name, tuple(clip[name].shape)) for name in sorted(clip))
+        samples.append(Sample(name=clip_file.stem, caption="random", clip_features=clip_file,
+                              caption_features=caption_file, shapes=shapes, key=f"{index:064x}"))
+    _, frames, height, width = clips[0]["video"].shape
     stride = base.grid.space_stride
     return TrainingSet(family=base.family.name, form=base.form,
                        caption_form=base.caption_form, samples=tuple(samples), trigger="", width=width * stride,

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from checkpoints import DATA, hollow_file, real
 from diffusers import (
     AutoencoderKLCogVideoX,
     CogVideoXDDIMScheduler,
@@ -9,13 +10,13 @@ from diffusers import (
     CogVideoXPipeline,
     CogVideoXTransformer3DModel,
 )
-from tiny import DATA, StandInVae, hollow_file, real, write_twin
+from tiny import StandInVae, write_twin
 
 from video_lora_studio.loaders.module_weights import build_without_storage, fill
-from video_lora_studio.loaders.safetensors_file import read_header, read_tensors, write_tensors
+from video_lora_studio.loaders.safetensors_file import read_tensors, write_tensors
 from video_lora_studio.training.config import RecipeConfig
 from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
-from video_lora_studio.training.families.cogvideox import NAMES, infer_config
+from video_lora_studio.training.families.cogvideox import NAMES
 from video_lora_studio.training.families.model_family import DecodedClip, Encoders
 from video_lora_studio.training.objective import VPrediction, mean_squared_error, timestep_of
 
@@ -104,9 +105,16 @@ def test_models_are_recognised_with_any_prefix_and_by_both_sets_of_names(tmp_pat
 
 
 @pytest.mark.parametrize("checkpoint", REAL)
-def test_the_real_sizes_fill_exactly(tmp_path, checkpoint):
+def test_the_configuration_of_real_checkpoints_is_the_official_one(tmp_path, checkpoint):
+    shapes, official = real(checkpoint)
+    base = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes))
+    assert full(base.config) == full(official)
+
+
+@pytest.mark.parametrize("checkpoint", REAL)
+def test_the_real_checkpoints_fill_exactly(tmp_path, checkpoint):
     shapes, _ = real(checkpoint)
-    config = infer_config(read_header(hollow_file(tmp_path / "x.safetensors", shapes)))
+    config = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes)).config
     module = build_without_storage(lambda: CogVideoXTransformer3DModel(**config))
     fill(module, shapes, lambda name: torch.empty(shapes[name], device="meta"), NAMES, dtype=torch.bfloat16,
          device="meta")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from checkpoints import hollow_file, real
 from diffusers import (
     AutoencoderKLLTXVideo,
     FlowMatchEulerDiscreteScheduler,
@@ -12,14 +13,13 @@ from diffusers import (
     LTXPipeline,
     LTXVideoTransformer3DModel,
 )
-from tiny import STORED_FORMS, StandInTextEncoder, StandInVae, hollow_file, write_twin
-from tiny import real as listed
+from tiny import STORED_FORMS, StandInTextEncoder, StandInVae, write_twin
 
 from video_lora_studio.loaders.module_weights import build_without_storage, fill
 from video_lora_studio.loaders.safetensors_file import read_header, read_tensors, write_tensors
 from video_lora_studio.training.config import RecipeConfig
 from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
-from video_lora_studio.training.families.ltx import NAMES, infer_config
+from video_lora_studio.training.families.ltx import NAMES
 from video_lora_studio.training.families.model_family import DecodedClip, Encoders
 from video_lora_studio.training.memory.recompute import recompute_blocks
 from video_lora_studio.training.objective import FlowMatching, ShiftedLogitNormal
@@ -28,15 +28,12 @@ from video_lora_studio.training.seeds import generator
 FAMILY = next(family for family in FAMILIES if family.name == "LTX-Video")
 SIZE = {"height": 64, "width": 96, "num_frames": 17}
 LATENTS = (128, 3, 2, 3)
+REAL = ("ltxv_2B", "ltxv_13B")
 
 
 def header_of(**stated):
     """Metadata as Lightricks' files carry it."""
     return {"config": json.dumps({"transformer": stated, "vae": {}})}
-
-
-def real(checkpoint):
-    return listed(checkpoint, "transformer_blocks")
 
 
 class Given:
@@ -79,11 +76,16 @@ def distance(got, want):
     return ((got.double() - want.double()).norm() / want.double().norm()).item()
 
 
-@pytest.mark.parametrize("checkpoint", ["ltxv_2B", "ltxv_13B"])
-def test_the_real_checkpoints_fill_exactly_and_their_configuration_is_the_official_one(tmp_path, checkpoint):
+@pytest.mark.parametrize("checkpoint", REAL)
+def test_the_configuration_of_real_checkpoints_is_the_official_one(tmp_path, checkpoint):
     shapes, official = real(checkpoint)
-    config = infer_config(read_header(hollow_file(tmp_path / "x.safetensors", shapes)), "", {})
-    assert config == official
+    assert open_base_model(hollow_file(tmp_path / "x.safetensors", shapes)).config == official
+
+
+@pytest.mark.parametrize("checkpoint", REAL)
+def test_the_real_checkpoints_fill_exactly(tmp_path, checkpoint):
+    shapes, _ = real(checkpoint)
+    config = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes)).config
     module = build_without_storage(lambda: LTXVideoTransformer3DModel(**config))
     fill(module, shapes, lambda name: torch.empty(shapes[name], device="meta"), NAMES, dtype=torch.bfloat16,
          device="meta")

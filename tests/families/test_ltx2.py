@@ -1,14 +1,13 @@
 """LTX-2: recognised from its header, filled exactly, equal to its pipeline and to the official modulation."""
 
 import copy
-import json
 
 import pytest
 import torch
+from checkpoints import hollow_file, real
 from diffusers import FlowMatchEulerDiscreteScheduler, LTX2Pipeline, LTX2VideoTransformer3DModel
 from diffusers.pipelines.ltx2.connectors import LTX2TextConnectors
 from ltx2_twin import FAMILY, header_of, write_ltx2_twin
-from tiny import DATA, hollow_file
 
 from video_lora_studio.loaders.module_weights import build_without_storage, fill
 from video_lora_studio.loaders.safetensors_file import read_header, read_tensors, write_tensors
@@ -23,16 +22,6 @@ BESIDE = {
     "vae.encoder.conv_in.conv.weight": torch.ones(3), "audio_vae.decoder.conv_in.conv.weight": torch.ones(3),
     "vocoder.conv_pre.weight": torch.ones(3), "text_embedding_projection.aggregate_embed.weight": torch.ones(3),
 }
-
-
-def real(checkpoint):
-    """The shapes by name of a real checkpoint, and diffusers' configuration of it."""
-    listed = json.loads((DATA / f"{checkpoint}.json").read_text())
-    parts = {"transformer_blocks": listed} | {
-        f"{name}.transformer_1d_blocks": part for name, part in listed["connectors"].items()}
-    blocks = {f"{part}.{n}.{name}": shape for part, entry in parts.items() for n in range(entry["layers"])
-              for name, shape in entry["in_each_block"].items()}
-    return listed["outside"] | blocks, listed["config"]
 
 
 def full(config):
@@ -68,7 +57,7 @@ def distance(got, want):
 @pytest.mark.parametrize("checkpoint, kind, title, width", [
     ("ltx-2_19B", "2.0", "LTX-2 19B", 3840), ("ltx-2.3_22B", "2.3", "LTX-2.3 22B", 6144),
 ])
-def test_the_real_checkpoints_fill_exactly_and_their_configuration_is_the_official_one(
+def test_the_configuration_of_real_checkpoints_is_the_official_one(
         tmp_path, checkpoint, kind, title, width, lost):
     shapes, official = real(checkpoint)
     metadata = None if lost else header_of(official, kind)
@@ -77,6 +66,12 @@ def test_the_real_checkpoints_fill_exactly_and_their_configuration_is_the_offici
     assert base.streams == ("video", "audio") and base.family is FAMILY and base.identity in base.caption_form
     base.grid.check(base.defaults.width, base.defaults.height, base.defaults.frames)
     assert full(base.config) == full(official)
+
+
+@pytest.mark.parametrize("checkpoint", ["ltx-2_19B", "ltx-2.3_22B"])
+def test_the_real_checkpoints_fill_exactly(tmp_path, checkpoint):
+    shapes, _ = real(checkpoint)
+    base = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes, PREFIX))
     module = build_without_storage(lambda: LTX2VideoTransformer3DModel(**base.config))
     own = {name: shape for name, shape in shapes.items() if not name.startswith(CONNECTORS)}
     fill(module, own, lambda name: torch.empty(shapes[name], device="meta"), NAMES, dtype=torch.bfloat16, device="meta")
@@ -88,7 +83,7 @@ def test_the_real_connectors_fill_exactly(tmp_path, monkeypatch):
         shapes, official = real(checkpoint)
         header = header_of(official, connector_num_attention_heads=30, audio_connector_num_attention_heads=30)
         base = open_base_model(hollow_file(tmp_path / "x.safetensors", shapes, PREFIX, metadata=header))
-        monkeypatch.setattr("video_lora_studio.training.families.ltx2.read_weight",
+        monkeypatch.setattr("video_lora_studio.loaders.module_weights.read_weight",
                             lambda reader, name: torch.empty(reader.header.tensors[name].shape, device="meta"))
         connectors = load_connectors(base, torch.bfloat16, torch.device("meta"))
         assert tuple(connectors[part].num_attention_heads for part in CONNECTORS) == heads

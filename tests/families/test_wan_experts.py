@@ -6,7 +6,8 @@ import weakref
 
 import pytest
 import torch
-from tiny import StandInTextEncoder, StandInVae, hollow_file, real, write_twin
+from checkpoints import hollow_file, real
+from tiny import StandInTextEncoder, StandInVae, write_twin
 
 from video_lora_studio.loaders.feature_cache import FeatureCache
 from video_lora_studio.loaders.lora_file import read_lora

@@ -1,6 +1,8 @@
 """What workflows out in the world depend on: ids, sockets, their order and names; help on every one; the examples."""
 
+import itertools
 import json
+import re
 from pathlib import Path
 
 import comfy_server
@@ -10,6 +12,18 @@ from video_lora_studio.training import AdapterConfig, MemoryConfig, RecipeConfig
 
 PROJECT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PROJECT / "example_workflows").glob("*.json"))
+EXAMPLES = {"wan_t2v_lora", "wan_i2v_lora", "wan22_pair_lora", "wan22_ti2v_lora", "ltx_video_lora", "ltx2_lora",
+            "cogvideox_lora"}
+FOLDERS = {
+    "UNETLoader": {"unet_name": "diffusion_models"},
+    "CheckpointLoaderSimple": {"ckpt_name": "checkpoints"},
+    "VAELoader": {"vae_name": "vae"},
+    "CLIPLoader": {"clip_name": "text_encoders"},
+    "CLIPVisionLoader": {"clip_name": "clip_vision"},
+    "LTXVAudioVAELoader": {"ckpt_name": "checkpoints"},
+    "LTXAVTextEncoderLoader": {"text_encoder": "text_encoders", "ckpt_name": "checkpoints"},
+}
+"""Widgets of ComfyUI's loaders, and the folder under models that their files are in."""
 CLIPS, BASE, SET = "VLS_CLIPS", "VLS_BASE_MODEL", "VLS_TRAINING_SET"
 
 CONTRACT = {
@@ -122,8 +136,27 @@ def workflow(request):
     return json.loads(request.param.read_text(encoding="utf-8"))
 
 
-def test_there_are_examples_and_each_has_its_picture():
-    assert WORKFLOWS
+def named(workflow: dict, kind: str) -> list[dict]:
+    """The widgets of every node of a kind, by name."""
+    return [node["widgets_values_named"] for node in workflow["nodes"] if node["type"] == kind]
+
+
+def links_of(workflow: dict) -> set[tuple[str, str, str, str]]:
+    """Every link as (type of node, output, type of node, input)."""
+    nodes = {node["id"]: node for node in workflow["nodes"]}
+    return {(nodes[source]["type"], nodes[source]["outputs"][output]["name"],
+             nodes[target]["type"], nodes[target]["inputs"][place]["name"])
+            for _, source, output, target, place, _ in workflow["links"]}
+
+
+def box(node: dict) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of a node with its title, which ComfyUI draws 30 pixels high above it."""
+    (left, top), (width, height) = node["pos"], node["size"]
+    return left, top - 30, left + width, top + height
+
+
+def test_every_family_has_an_example_and_each_its_picture():
+    assert {path.stem for path in WORKFLOWS} == EXAMPLES
     for path in WORKFLOWS:
         picture = path.with_suffix(".jpg").read_bytes()
         assert picture.startswith(b"\xff\xd8") and len(picture) <= 300_000
@@ -150,16 +183,46 @@ def test_our_nodes_have_their_sockets(workflow):
         assert set(required) <= names <= {*required, *optional}
 
 
+def test_the_new_lora_goes_on_the_model_that_it_is_for(workflow):
+    links = links_of(workflow)
+    assert {("VLSTrain", "lora_name", "VLSStack", "lora_name"), ("VLSBaseModel", "base", "VLSPrepare", "base"),
+            ("VLSBaseModel", "base", "VLSTrain", "base")} <= links
+    (base,) = named(workflow, "VLSBaseModel")
+    trained = [file for file in (base["model_file"], base["low_noise_file"]) if file != "none"]
+    sampled = [widgets[name] for kind, name in (("UNETLoader", "unet_name"), ("CheckpointLoaderSimple", "ckpt_name"))
+               for widgets in named(workflow, kind)]
+    assert sampled == trained
+    stacked = {place for _, _, node, place in links if node == "VLSStack" and place.startswith("model")}
+    assert len(stacked) == len(trained)
+    clips = {place for source, _, node, place in links if node == "VLSPrepare" and not source.startswith("VLS")}
+    extra = {kind: place for kind, place in (("CLIPVisionLoader", "clip_vision"), ("LTXVAudioVAELoader", "audio_vae"))
+             if named(workflow, kind)}
+    assert clips == {"vae", "clip", *extra.values()}
+
+
 def test_steps_are_named_and_files_are_told(workflow):
     titles = [group["title"] for group in workflow["groups"]]
     assert [title.split()[0] for title in titles] == [str(number) for number in range(1, len(titles) + 1)]
-    (note,) = [node for node in workflow["nodes"] if node["type"] == "MarkdownNote"]
-    text = note["widgets_values"][0]
-    for folder in ("models/diffusion_models", "models/vae", "models/text_encoders"):
-        assert folder in text
-    files = {value for node in workflow["nodes"] for value in node.get("widgets_values") or []
-             if isinstance(value, str) and value.endswith(".safetensors")}
-    assert files and all(file in text for file in files)
+    (note,) = named(workflow, "MarkdownNote")
+    told = dict(re.findall(r"^- `models/(\w+)`: (.+)$", note["text"], re.MULTILINE))
+    files = {(folder, widgets[name]) for kind, names in FOLDERS.items() for widgets in named(workflow, kind)
+             for name, folder in names.items()}
+    assert files == {(folder, file) for folder, line in told.items() for file in re.findall(r"`([^`]+)`", line)}
+    loaded = {value for node in workflow["nodes"] for value in node.get("widgets_values") or []
+              if isinstance(value, str) and value.endswith(".safetensors")}
+    assert loaded == {file for _, file in files}
+
+
+def test_nothing_overlaps_and_all_is_in_its_group(workflow):
+    placed = [(node["type"], box(node)) for node in workflow["nodes"]]
+    for (name, one), (other_name, other) in itertools.combinations(placed, 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (name, other_name)
+    groups = [group["bounding"] for group in workflow["groups"]]
+    for name, (left, top, right, bottom) in placed:
+        inside = [x <= left and y <= top and right <= x + width and bottom <= y + height
+                  for x, y, width, height in groups]
+        assert sum(inside) == (name != "MarkdownNote"), name
 
 
 def test_nothing_of_a_machine_is_in_it(workflow):

@@ -1,7 +1,6 @@
 """The step's mathematics."""
 
 import dataclasses
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunCon
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
 from video_lora_studio.training.optimizers import learning_rate_factor
-from video_lora_studio.training.run import Places, attach_adapter, set_up, train
+from video_lora_studio.training.run import attach_adapter, set_up
 
 CPU = torch.device("cpu")
-GOLDEN = Path(__file__).parents[1] / "golden"
 
 
 def attached(training_set, base, **more):
@@ -135,12 +133,3 @@ def test_accumulating_is_the_mean_over_its_micro_steps(training_set, base):
         (micro_step_loss(context, position) / 2).backward()
     for parameter, *each in zip(adapter.parameters(), *single, strict=True):
         torch.testing.assert_close(parameter.grad, sum(each) / 2, rtol=1e-5, atol=1e-8)
-
-
-def test_losses_are_the_golden_ones(make_set, base, tmp_path):
-    """Ten steps, float32, fixed seed. A change that alters these numbers alters every user's LoRA: say why."""
-    config = RunConfig(name="golden", steps=10, rank=4, learning_rate=1e-3, recipe=RecipeConfig(batch_size=2))
-    places = Places(lora_folder=tmp_path, run_folder=tmp_path / "run")
-    losses = train(make_set(3), base, config, places=places, device=CPU).losses
-    golden = GOLDEN / f"{base.family.name.lower()}.txt"
-    assert losses == pytest.approx([float(line) for line in golden.read_text().split()], rel=2e-4)

@@ -236,3 +236,12 @@ def test_bf16_autocast_trains_float32_adapters(run):
     exact = run(settings(seed=0, name="exact"), precision="fp32")
     assert result.losses == pytest.approx(exact.losses, rel=0.05)
     assert result.losses != exact.losses
+
+
+def test_sound_that_no_clip_has_is_said_before_anything_is_loaded(run, base, training_set, tmp_path):
+    hearing = dataclasses.replace(base, streams=("video", "audio"))
+    places = Places(lora_folder=tmp_path / "loras", run_folder=tmp_path / "run")
+    config = settings(recipe=RecipeConfig(learn="sound"))
+    with pytest.raises(ValueError, match="none of the 3 clips has it: set it to 'picture'"):
+        train(training_set, hearing, config, places=places, device=CPU, listener=StopsAfter(0))
+    assert run(settings(recipe=RecipeConfig(learn="sound"))).losses, "a model without sound ignores it"

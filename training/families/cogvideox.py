@@ -6,7 +6,6 @@ T P Q clip frames, height and width in pixels, L text tokens, D text width.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...loaders.key_map import KeyMap
-from ...loaders.module_weights import build_without_storage, fill
-from ...loaders.quantised_weights import read_weight, stored_as, weight_names
-from ...loaders.safetensors_file import Header, TensorReader, identity, read_header
+from ...loaders.key_map import KeyMap, count_blocks
+from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.quantised_weights import stored_as, weight_names
+from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
 from ..objective import Objective, VPrediction, timestep_of
 from .model_family import (
@@ -30,9 +29,8 @@ from .model_family import (
     Grid,
     ModelFamily,
     Streams,
+    find_prefix,
 )
-
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 NAMES = KeyMap((
     *((f"blocks.*.{part}", f"transformer_blocks.*.attn1.to_{part}") for part in "qkv"),
@@ -104,18 +102,12 @@ class CogVideoX(ModelFamily):
     def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import CogVideoXTransformer3DModel
 
-        transformer = build_without_storage(lambda: CogVideoXTransformer3DModel(**base.config))
         header = read_header(base.path)
         prefix, (_, _, names) = _layout(header)
-        with TensorReader(header) as reader:
-            fill(
-                transformer,
-                {name.removeprefix(prefix): header.tensors[name].shape for name in weight_names(header, prefix)},
-                lambda name: read_weight(reader, prefix + name),
-                names,
-                dtype=dtype, device=device, source=base.path.name,
-            )
-        return transformer.train(False)
+        return fill_from_file(
+            build_without_storage(lambda: CogVideoXTransformer3DModel(**base.config)), header, prefix, names,
+            dtype=dtype, device=device,
+        )
 
     def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         return {"attention": ATTENTION, "attention and feed-forward": (*ATTENTION, "ff_proj", "ff_out")}
@@ -198,18 +190,7 @@ class CogVideoX(ModelFamily):
             **heads, layers=2, in_channels=32 if image else 16, time_dim=64, text_width=4096, newer=newer,
             ofs_dim=64 if newer and image else None, picture=(6, 4) if kind == "5b I2V" else None,
         )
-        twin = build_without_storage(lambda: CogVideoXTransformer3DModel(**config))
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(name: str) -> Tensor:
-            noise = torch.randn(shapes[name], generator=generator)
-            if noise.ndim == 1:
-                return 0.1 * noise + ("norm" in name and name.endswith("weight"))
-            return noise * (0.1 if "pos_embedding" in name else noise[0].numel() ** -0.5)
-
-        shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-        fill(twin, shapes, draw, KeyMap(()), dtype=torch.float32)
-        return config, twin.train(False)
+        return config, fill_at_random(build_without_storage(lambda: CogVideoXTransformer3DModel(**config)))
 
 
 def latent_scales(config: Mapping[str, Any]) -> tuple[float, float]:
@@ -242,12 +223,11 @@ def _config(
 
 def _layout(header: Header) -> tuple[str, tuple[str, str, KeyMap]] | None:
     """The prefix of a CogVideoX file and the names it uses, or None where it is something else."""
-    for prefix in PREFIXES:
-        for layout in LAYOUTS:
-            blocks, time, _ = layout
-            keys = (time, "patch_embed.text_proj.weight", f"{blocks}.0.norm1.linear.weight")
-            if all(prefix + key in header.tensors for key in keys):
-                return prefix, layout
+    for layout in LAYOUTS:
+        blocks, time, _ = layout
+        prefix = find_prefix(header, time, "patch_embed.text_proj.weight", f"{blocks}.0.norm1.linear.weight")
+        if prefix is not None:
+            return prefix, layout
     return None
 
 
@@ -265,10 +245,9 @@ def infer_config(header: Header) -> dict[str, Any]:
         in_channels = patch[0] // 8 if newer else patch[0]
         head_dim, = shapes["transformer_blocks.0.attn1.norm_q.weight"]
         ofs = shapes.get("ofs_embedding.linear_1.weight")
-        block = re.compile(r"transformer_blocks\.(\d+)\.")
         config = _config(
             heads=dim // head_dim, head_dim=head_dim, in_channels=in_channels,
-            layers=1 + max(int(found[1]) for name in shapes if (found := block.match(name))),
+            layers=count_blocks(shapes, "transformer_blocks"),
             time_dim=shapes["time_embedding.linear_1.weight"][0],
             text_width=shapes["patch_embed.text_proj.weight"][1], newer=newer, ofs_dim=ofs[0] if ofs else None,
             picture=_picture(table[1] - TEXT_TOKENS) if table else None,

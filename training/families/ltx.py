@@ -7,7 +7,6 @@ T P Q clip frames, height and width in pixels, L text tokens, D text width.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...loaders.key_map import KeyMap
-from ...loaders.module_weights import build_without_storage, fill
-from ...loaders.quantised_weights import read_weight, stored_as, weight_names
-from ...loaders.safetensors_file import Header, TensorReader, identity, read_header
+from ...loaders.key_map import KeyMap, count_blocks
+from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.quantised_weights import stored_as
+from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
 from ..objective import Objective, ShiftedLogitNormal
 from .model_family import (
@@ -31,9 +30,9 @@ from .model_family import (
     Grid,
     ModelFamily,
     Streams,
+    find_prefix,
+    first_frames_given,
 )
-
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 NAMES = KeyMap((
     ("patchify_proj", "proj_in"),
@@ -82,7 +81,7 @@ class LTXVideo(ModelFamily):
     name = "LTX-Video"
 
     def recognise(self, header: Header) -> BaseModel | None:
-        prefix = next((prefix for prefix in PREFIXES if f"{prefix}patchify_proj.weight" in header.tensors), None)
+        prefix = find_prefix(header, "patchify_proj.weight")
         if prefix is None or f"{prefix}audio_patchify_proj.weight" in header.tensors:
             return None
         stated = _stated(header)
@@ -99,17 +98,10 @@ class LTXVideo(ModelFamily):
     def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import LTXVideoTransformer3DModel
 
-        transformer = build_without_storage(lambda: LTXVideoTransformer3DModel(**base.config))
-        header, prefix = read_header(base.path), base.key_prefix
-        with TensorReader(header) as reader:
-            fill(
-                transformer,
-                {name.removeprefix(prefix): header.tensors[name].shape for name in weight_names(header, prefix)},
-                lambda name: read_weight(reader, prefix + name),
-                NAMES,
-                dtype=dtype, device=device, source=base.path.name,
-            )
-        return transformer.train(False)
+        return fill_from_file(
+            build_without_storage(lambda: LTXVideoTransformer3DModel(**base.config)), read_header(base.path),
+            base.key_prefix, NAMES, dtype=dtype, device=device,
+        )
 
     def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         return {"attention": ATTENTION, "attention and feed-forward": (*ATTENTION, "ff.net.0.proj", "ff.net.2")}
@@ -167,14 +159,8 @@ class LTXVideo(ModelFamily):
         )
 
     def given(self, base: BaseModel, clean: Streams, share: float, generator: torch.Generator) -> Streams:
-        """The first latent frame of clips of more than one. Nothing where no sample drew it: that costs less memory."""
-        batch, _, frames, _, _ = clean["video"].shape
-        chosen = torch.rand(batch, generator=generator) < share
-        if frames == 1 or not chosen.any():
-            return {}
-        mask = torch.zeros(batch, 1, frames, 1, 1, dtype=torch.bool)
-        mask[chosen, :, 0] = True
-        return {"video": mask}
+        """The first latent frame."""
+        return first_frames_given(clean["video"], share, generator)
 
     def predict(
         self, transformer: nn.Module, noisy: Streams, levels: Streams, given: Streams, features: Features
@@ -196,19 +182,7 @@ class LTXVideo(ModelFamily):
         from diffusers import LTXVideoTransformer3DModel
 
         config = _config(dim=128, heads=HEADS, layers=2, text_width=4096)
-        twin = build_without_storage(lambda: LTXVideoTransformer3DModel(**config))
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(name: str) -> Tensor:
-            shape = shapes[name]
-            noise = torch.randn(shape, generator=generator)
-            if "norm_" in name:
-                return 0.1 * noise + 1
-            return noise * (shape[1:].numel() ** -0.5 if name.endswith("weight") else 0.1)
-
-        shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-        fill(twin, shapes, draw, KeyMap(()), dtype=torch.float32)
-        return config, twin.train(False)
+        return config, fill_at_random(build_without_storage(lambda: LTXVideoTransformer3DModel(**config)))
 
 
 def _config(*, dim: int, heads: int, layers: int, text_width: int) -> dict[str, Any]:
@@ -242,9 +216,8 @@ def infer_config(header: Header, prefix: str, stated: Mapping[str, Any]) -> dict
         dim, channels = shape("patchify_proj.weight")
         text_width = shape("caption_projection.linear_1.weight")[1]
         heads = int(stated.get("num_attention_heads", HEADS))
-        block = re.compile(re.escape(prefix) + r"transformer_blocks\.(\d+)\.")
-        layers = 1 + max(int(found[1]) for name in header.tensors if (found := block.match(name)))
-        if not dim or dim % (2 * heads) or channels != GRID.channels:
+        layers = count_blocks(header.tensors, f"{prefix}transformer_blocks")
+        if not layers or not dim or dim % (2 * heads) or channels != GRID.channels:
             raise ValueError
     except (ValueError, IndexError, TypeError):
         raise ValueError(

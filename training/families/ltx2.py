@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from ...loaders.key_map import KeyMap
-from ...loaders.module_weights import build_without_storage, fill
-from ...loaders.quantised_weights import read_weight, stored_as, weight_names
-from ...loaders.safetensors_file import Header, TensorReader, identity, read_header
+from ...loaders.key_map import KeyMap, count_blocks
+from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.quantised_weights import stored_as
+from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
 from ..objective import Objective, ShiftedLogitNormal
 from .model_family import (
@@ -33,9 +32,9 @@ from .model_family import (
     ModelFamily,
     SoundEncoder,
     Streams,
+    find_prefix,
+    first_frames_given,
 )
-
-PREFIXES = ("model.diffusion_model.", "diffusion_model.", "model.", "")
 
 NAMES = KeyMap((
     ("patchify_proj", "proj_in"),
@@ -94,7 +93,7 @@ class LTX2(ModelFamily):
     name = "LTX-2"
 
     def recognise(self, header: Header) -> BaseModel | None:
-        prefix = next((prefix for prefix in PREFIXES if f"{prefix}audio_patchify_proj.weight" in header.tensors), None)
+        prefix = find_prefix(header, "audio_patchify_proj.weight")
         if prefix is None:
             return None
         config = infer_config(header, prefix)
@@ -116,10 +115,13 @@ class LTX2(ModelFamily):
     def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import LTX2VideoTransformer3DModel
 
-        transformer = build_without_storage(lambda: LTX2VideoTransformer3DModel(**base.config))
-        _fill(transformer, base, lambda root: root not in (*CONNECTORS, *BESIDE), dtype, device)
+        transformer = fill_from_file(
+            build_without_storage(lambda: LTX2VideoTransformer3DModel(**base.config)), read_header(base.path),
+            base.key_prefix, NAMES, dtype=dtype, device=device,
+            wanted=lambda name: name.split(".")[0] not in (*CONNECTORS, *BESIDE),
+        )
         OwnTimesteps.install(transformer)
-        return transformer.train(False)
+        return transformer
 
     def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:
         """As `ModelFamily.adapter_targets`; what joins picture and sound is adapted only where both are trained."""
@@ -205,16 +207,8 @@ class LTX2(ModelFamily):
         return ShiftedLogitNormal(tokens=_tokens, logit_mean=recipe.logit_mean, logit_std=recipe.logit_std)
 
     def given(self, base: BaseModel, clean: Streams, share: float, generator: torch.Generator) -> Streams:
-        """The first latent frame. An image has no other and is never given."""
-        video = clean.get("video")
-        if video is None or video.shape[2] < 2:
-            return {}
-        drawn = torch.rand(len(video), generator=generator) < share
-        if not drawn.any():
-            return {}
-        mask = torch.zeros(len(video), 1, video.shape[2], 1, 1, dtype=torch.bool)
-        mask[drawn, :, 0] = True
-        return {"video": mask}
+        """The first latent frame of the picture."""
+        return first_frames_given(clean["video"], share, generator) if "video" in clean else {}
 
     def predict(
         self, transformer: nn.Module, noisy: Streams, levels: Streams, given: Streams, features: Features
@@ -257,20 +251,13 @@ class LTX2(ModelFamily):
         twin = build_without_storage(lambda: LTX2VideoTransformer3DModel(**config))
         for part, dim in zip(CONNECTORS, (128, 64) if newer else (caption, caption), strict=True):
             twin.add_module(part, _connector(dim=dim, heads=32 if newer else 30, layers=1, gated=newer))
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(name: str) -> Tensor:
-            shape = shapes[name]
-            noise = torch.randn(shape, generator=generator)
-            if "norm" in name:
-                return 0.1 * noise + name.endswith("weight")
-            weak = 0.1 if "a2v_" in name or "v2a_" in name else 1.0  # picture and sound heed each other faintly
-            return weak * noise * (shape[1:].numel() ** -0.5 if name.endswith("weight") else 0.1)
-
-        shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-        fill(twin, shapes, draw, KeyMap(()), dtype=torch.float32)
+        fill_at_random(twin)
+        with torch.no_grad():
+            for name, parameter in twin.named_parameters():
+                if "a2v_" in name or "v2a_" in name:  # picture and sound heed each other faintly
+                    parameter.mul_(0.1)
         OwnTimesteps.install(twin)
-        return config, twin.train(False)
+        return config, twin
 
 
 STREAM_WIDTHS = {"video": "in_channels", "audio": "audio_in_channels"}
@@ -313,7 +300,6 @@ def infer_config(header: Header, prefix: str) -> dict[str, Any]:
         return info.shape if info else ()
 
     stated = OFFICIAL | _stated(header)
-    block = re.compile(re.escape(prefix) + r"transformer_blocks\.(\d+)\.")
     try:
         dim, channels = shape("patchify_proj.weight")
         audio_dim, audio_channels = shape("audio_patchify_proj.weight")
@@ -323,8 +309,10 @@ def infer_config(header: Header, prefix: str) -> dict[str, Any]:
             for part, gates in (("", gate), ("audio_", shape("transformer_blocks.0.audio_attn1.to_gate_logits.weight")))
         )
         rows = shape("transformer_blocks.0.scale_shift_table")[0]
-        layers = 1 + max(int(found[1]) for name in header.tensors if (found := block.match(name)))
-        if dim % heads[0] or audio_dim % heads[1] or rows not in (6, 9) or (channels, audio_channels) != (128, 128):
+        layers = count_blocks(header.tensors, f"{prefix}transformer_blocks")
+        if not layers or dim % heads[0] or audio_dim % heads[1] or rows not in (6, 9):
+            raise ValueError
+        if (channels, audio_channels) != (128, 128):
             raise ValueError
     except (ValueError, IndexError, TypeError):
         raise ValueError(
@@ -358,10 +346,10 @@ def infer_config(header: Header, prefix: str) -> dict[str, Any]:
 
 def load_connectors(base: BaseModel, dtype: torch.dtype, device: torch.device) -> nn.ModuleDict:
     """The two small transformers between text encoder and model, from the model's file, frozen."""
-    header, prefix, stated = read_header(base.path), base.key_prefix, OFFICIAL | _stated(read_header(base.path))
+    header, prefix = read_header(base.path), base.key_prefix
+    stated = OFFICIAL | _stated(header)
     connectors = nn.ModuleDict()
     for part in CONNECTORS:
-        block = re.compile(re.escape(f"{prefix}{part}.transformer_1d_blocks.") + r"(\d+)\.")
         registers = header.tensors[f"{prefix}{part}.learnable_registers"].shape
         gates = header.tensors.get(f"{prefix}{part}.transformer_1d_blocks.0.attn1.to_gate_logits.weight")
         heads = stated["connector_num_attention_heads"]
@@ -369,11 +357,13 @@ def load_connectors(base: BaseModel, dtype: torch.dtype, device: torch.device) -
             heads = stated.get("audio_connector_num_attention_heads", heads)
         connectors[part] = _connector(
             dim=registers[1], heads=gates.shape[0] if gates else heads, gated=gates is not None,
-            layers=1 + max(int(found[1]) for name in header.tensors if (found := block.match(name))),
+            layers=count_blocks(header.tensors, f"{prefix}{part}.transformer_1d_blocks"),
             registers=registers[0],
         )
-    _fill(connectors, base, lambda root: root in CONNECTORS, dtype, device)
-    return connectors.train(False)
+    return fill_from_file(
+        connectors, header, prefix, NAMES, dtype=dtype, device=device,
+        wanted=lambda name: name.split(".")[0] in CONNECTORS,
+    )
 
 
 @torch.no_grad()
@@ -421,17 +411,6 @@ def _connector(*, dim: int, heads: int, layers: int, gated: bool, registers: int
         num_attention_heads=heads, attention_head_dim=dim // heads, num_layers=layers,
         num_learnable_registers=registers, rope_type="split", gated_attention=gated,
     ))
-
-
-def _fill(module: nn.Module, base: BaseModel, wanted, dtype: torch.dtype, device: torch.device) -> None:
-    """Fill a module from those of the file's tensors whose first part `wanted` says yes to."""
-    header, prefix = read_header(base.path), base.key_prefix
-    names = [name.removeprefix(prefix) for name in weight_names(header, prefix)]
-    with TensorReader(header) as reader:
-        fill(
-            module, {name: header.tensors[prefix + name].shape for name in names if wanted(name.split(".")[0])},
-            lambda name: read_weight(reader, prefix + name), NAMES, dtype=dtype, device=device, source=base.path.name,
-        )
 
 
 def _stated(header: Header) -> dict[str, Any]:

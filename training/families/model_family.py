@@ -28,6 +28,15 @@ Features = dict[str, Tensor]
 """What the transformer is told beside the noisy streams, by name: `text` (B, L, D), and whatever a family adds."""
 
 
+PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
+"""What may stand before a model's own names in a file that ComfyUI users have."""
+
+
+def find_prefix(header: Header, *names: str) -> str | None:
+    """The prefix under which a file has all of these tensors, or None."""
+    return next((prefix for prefix in PREFIXES if all(prefix + name in header.tensors for name in names)), None)
+
+
 class ClipEncoder(Protocol):
     """A VAE as the engine sees it. `identity` changes whenever the weights do; it becomes part of the cache key."""
 
@@ -169,12 +178,29 @@ class BaseModel:
     """Which of `STREAM_NAMES` the model can learn."""
     needs: frozenset[str] = frozenset()
     """Names of the optional `Encoders` that this model cannot be prepared without."""
+    one_of_two: bool = False
+    """Whether the file can only be one of two experts."""
     expert: str = ""
     """`high_noise` or `low_noise` for one of two experts that share the noise levels between them."""
     levels: tuple[float, float] = (0.0, 1.0)
     """The noise levels sigma that this file answers for."""
     low_noise: BaseModel | None = None
     """The low-noise expert beside this high-noise one, where both are trained in one run."""
+
+
+def first_frames_given(video: Tensor, share: float, generator: torch.Generator) -> Streams:
+    """`ModelFamily.given` for models that go on from a clean first latent frame of video (B, C, F, H, W).
+
+    Never that of an image, of which nothing would be left to learn; nothing where no sample drew it, which costs less
+    memory than a mask of no effect.
+    """
+    count, _, frames, _, _ = video.shape
+    drawn = torch.rand(count, generator=generator) < share
+    if frames == 1 or not drawn.any():
+        return {}
+    mask = torch.zeros(count, 1, frames, 1, 1, dtype=torch.bool)
+    mask[drawn, :, 0] = True
+    return {"video": mask}
 
 
 class ModelFamily(ABC):

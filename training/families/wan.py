@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...loaders.key_map import KeyMap
-from ...loaders.module_weights import build_without_storage, fill
-from ...loaders.quantised_weights import read_weight, stored_as, weight_names
-from ...loaders.safetensors_file import Header, TensorReader, identity, read_header
+from ...loaders.key_map import KeyMap, count_blocks
+from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.quantised_weights import stored_as, weight_names
+from ...loaders.safetensors_file import Header, identity, read_header
 from .model_family import (
     BaseModel,
     CaptionEncoder,
@@ -33,11 +33,11 @@ from .model_family import (
     Grid,
     ModelFamily,
     Streams,
+    find_prefix,
+    first_frames_given,
 )
 
 log = logging.getLogger(__name__)
-
-PREFIXES = ("", "model.diffusion_model.", "diffusion_model.", "model.")
 
 NAMES = KeyMap((
     ("head.head", "proj_out"),
@@ -154,6 +154,7 @@ class Kind:
     boundary: float = 0.0
     """The noise level between its two experts (Wan 2.2, wan/configs); 0 for one file."""
     defaults: Defaults = DEFAULTS
+    one_of_two: bool = False
 
     @property
     def form(self) -> str:
@@ -166,7 +167,7 @@ KINDS = {
     "I2V": Kind(title="2.1 I2V", channels=(36, 16), shown=(0,), sees=True),
     "FLF2V": Kind(title="2.1 FLF2V", channels=(36, 16), shown=(0, -1), sees=True),
     "2.2 I2V": Kind(
-        title="2.2 I2V", channels=(36, 16), shown=(0,), boundary=0.9,
+        title="2.2 I2V", channels=(36, 16), shown=(0,), boundary=0.9, one_of_two=True,
         defaults=dataclasses.replace(DEFAULTS, shift=SHIFT_22),
     ),
     "TI2V": Kind(
@@ -187,7 +188,7 @@ class Wan(ModelFamily):
     name = "Wan"
 
     def recognise(self, header: Header) -> BaseModel | None:
-        prefix = next((prefix for prefix in PREFIXES if f"{prefix}head.modulation" in header.tensors), None)
+        prefix = find_prefix(header, "head.modulation")
         if prefix is None:
             return None
         config = infer_config(header, prefix)
@@ -198,7 +199,8 @@ class Wan(ModelFamily):
             family=self, title=_title(kind, config), path=header.path, key_prefix=prefix,
             stored_as=stored_as(header, prefix), config=config, grid=LATENTS[config["out_channels"]].grid,
             text_tokens=TEXT_TOKENS, text_width=config["text_dim"], defaults=kind.defaults, identity=identity(header),
-            form=kind.form, caption_form="umT5-XXL", needs=frozenset({"image"} if kind.sees else ()),
+            form=kind.form, caption_form="umT5-XXL", one_of_two=kind.one_of_two,
+            needs=frozenset({"image"} if kind.sees else ()),
         )
         expert = _named_expert(header.path) if _boundary(config) else ""
         return _as_expert(base, expert) if expert else base
@@ -206,19 +208,13 @@ class Wan(ModelFamily):
     def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
         from diffusers import WanTransformer3DModel
 
-        transformer = build_without_storage(lambda: WanTransformer3DModel(**base.config))
-        header, prefix = read_header(base.path), base.key_prefix
-        with TensorReader(header) as reader:
-            fill(
-                transformer,
-                {name.removeprefix(prefix): header.tensors[name].shape for name in weight_names(header, prefix)},
-                lambda name: read_weight(reader, prefix + name),
-                NAMES,
-                dtype=dtype, keep_fp32=WanTransformer3DModel._keep_in_fp32_modules, device=device,
-                source=base.path.name,
-            )
+        transformer = fill_from_file(
+            build_without_storage(lambda: WanTransformer3DModel(**base.config)), read_header(base.path),
+            base.key_prefix, NAMES, dtype=dtype, device=device,
+            keep_fp32=WanTransformer3DModel._keep_in_fp32_modules,
+        )
         _embed_time_in_full_precision(transformer)
-        return transformer.train(False)
+        return transformer
 
     def pair(self, high_noise: BaseModel, low_noise: BaseModel) -> BaseModel:
         """As `ModelFamily.pair`. Steps are for both: the default is twice that of one model."""
@@ -304,17 +300,8 @@ class Wan(ModelFamily):
         return {"video": torch.stack([sample["video"] for sample in samples])}, {"text": text, **features}
 
     def given(self, base: BaseModel, clean: Streams, share: float, generator: torch.Generator) -> Streams:
-        """As `ModelFamily.given`: latent frame 0, for models that start from a frame by taking it clean.
-
-        Never that of an image: nothing would be left to learn.
-        """
-        count, _, frames, _, _ = clean["video"].shape
-        drawn = torch.rand(count, generator=generator) < share
-        if not base.defaults.first_frame or frames == 1 or not drawn.any():
-            return {}
-        mask = torch.zeros(count, 1, frames, 1, 1, dtype=torch.bool)
-        mask[:, 0, 0, 0, 0] = drawn
-        return {"video": mask}
+        """As `ModelFamily.given`, for the kind that starts from a frame by taking it clean."""
+        return first_frames_given(clean["video"], share if base.defaults.first_frame else 0.0, generator)
 
     def predict(
         self, transformer: nn.Module, noisy: Streams, levels: Streams, given: Streams, features: Features
@@ -340,20 +327,9 @@ class Wan(ModelFamily):
         from diffusers import WanTransformer3DModel
 
         config = _twin_config(KINDS[kind])
-        twin = build_without_storage(lambda: WanTransformer3DModel(**config))
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(name: str) -> Tensor:
-            shape = shapes[name]
-            noise = torch.randn(shape, generator=generator)
-            if "norm" in name:
-                return 0.1 * noise + name.endswith("weight")
-            return noise * (shape[1:].numel() ** -0.5 if name.endswith("weight") else 0.1)
-
-        shapes = {name: tensor.shape for name, tensor in twin.state_dict().items()}
-        fill(twin, shapes, draw, KeyMap(()), dtype=torch.float32)
+        twin = fill_at_random(build_without_storage(lambda: WanTransformer3DModel(**config)))
         _embed_time_in_full_precision(twin)
-        return config, twin.train(False)
+        return config, twin
 
 
 def _twin_config(kind: Kind) -> dict[str, Any]:
@@ -391,9 +367,8 @@ def infer_config(header: Header, prefix: str) -> dict[str, Any]:
         dim, channels, *patch = shape("patch_embedding.weight")
         head, head_dim = shape("head.head.weight")
         text_width, freq_dim = shape("text_embedding.0.weight")[1], shape("time_embedding.0.weight")[1]
-        block = re.compile(re.escape(prefix) + r"blocks\.(\d+)\.")
         config = _config(
-            dim=dim, layers=1 + max(int(found[1]) for name in header.tensors if (found := block.match(name))),
+            dim=dim, layers=count_blocks(header.tensors, f"{prefix}blocks"),
             ffn_dim=shape("blocks.0.ffn.0.weight")[0], channels=channels, text_width=text_width,
             out_channels=head // 4, freq_dim=freq_dim,
         )
