@@ -67,11 +67,14 @@ class ChooseBaseModel(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, model_file, low_noise_file, expert=FROM_NAME):
-        """Only the headers are read: a file that cannot be trained is refused before the queue starts."""
+    def validate_inputs(cls, model_file):
+        """Only the header is read: a file that cannot be trained is refused before the queue starts.
+
+        ComfyUI shows the message once for each input named here; what concerns the others is said by `execute`.
+        """
         try:
-            if None not in (model_file, low_noise_file, expert):
-                open_files(model_file, low_noise_file, expert)
+            if model_file is not None:
+                training.open_base_model(places.model_file(model_file))
         except (ValueError, OSError) as error:
             return str(error)
         return True

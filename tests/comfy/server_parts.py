@@ -40,7 +40,7 @@ def put_clips(server: ComfyServer, name: str, *, count: int = 6, width: int = 16
 
 
 def write_family_parts(server: ComfyServer) -> None:
-    """Tiny models of the other families: alone, and for LTX as checkpoints with VAEs in them, as they are handed out."""
+    """Tiny models of the other families: alone, and for LTX as checkpoints with VAEs in them, as users have them."""
     from ltx2_twin import FAMILY as LTX2
     from ltx2_twin import header_of
     from tiny import write_twin

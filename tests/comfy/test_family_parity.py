@@ -14,14 +14,13 @@ pytestmark = pytest.mark.comfy
 
 EQUAL = {"video": 1e-4}
 BOTH_EQUAL = {"video": 1e-4, "audio": 1e-4}
-"""LTX-2, with the official order within blocks. ComfyUI's own, in which the picture is updated before the sound heeds
-it, is another model by a little, whatever LoRA is on it: `SAME_BUT_FOR_ORDER`, for twins whose parts heed each other
-far more than those of the real models.
+ORDER = {"video": 1e-3, "audio": 2e-3}
+"""LTX-2 is compared in the official order within blocks. ComfyUI updates the picture before the sound heeds it, which
+makes it another model by this much, with any LoRA.
 """
-SAME_BUT_FOR_ORDER = {"video": 1e-2, "audio": 5e-2}
 OTHER_POSITIONS = {}
-"""CogVideoX 1.0: ComfyUI gives every model without a learnt table the rotary positions of 1.5, so that only what the
-file does to the weights can be compared.
+"""CogVideoX 1.0: ComfyUI gives 2b the rotary positions of 1.5 instead of its table, 5b those of 1.5 instead of its own,
+and 5b I2V its table alone; what the file does to the weights can be compared, answers cannot.
 """
 CASES = {
     "Wan T2V": EQUAL, "Wan I2V": EQUAL, "Wan FLF2V": EQUAL, "Wan 2.2 I2V": EQUAL, "Wan TI2V": EQUAL,
@@ -53,7 +52,7 @@ def test_effect_in_comfyui_is_the_effect_in_training(figures: dict[str, dict], c
     for stream, most in CASES[case].items():
         assert found[stream] <= most
     for stream, figure in found.get("of ComfyUI's order", {}).items():
-        assert 0 < figure <= SAME_BUT_FOR_ORDER[stream]
+        assert figure <= ORDER[stream]
 
 
 def test_every_case_is_looked_at(figures: dict[str, dict]):

@@ -85,6 +85,19 @@ def test_a_caption_comes_back_as_tokens_by_width(load):
     assert load("host_encoders").HostClip(clip).identity != before
 
 
+def test_sound_is_filled_up_with_silence_so_that_the_vae_crops_none_of_it(load):
+    came = []
+    vae = vae_of(module())
+    vae.patcher, vae.vae_dtype, vae.spacial_compression_encode = SimpleNamespace(), torch.float32, lambda: 4096
+    vae.encode = lambda sound: came.append(sound) or torch.ones(1, 8, 3, 16)
+    encoder, sound = load("host_encoders").HostAudioVae(vae), torch.rand(2, 5000)
+    assert encoder.rate == 44100 and encoder.encode(sound).shape == (8, 3, 16)
+    assert came[0].shape == (1, 8192, 2)
+    assert torch.equal(came[0][0, :5000].T, sound) and not came[0][0, 5000:].any()
+    encoder.encode(sound[:, :4096])
+    assert came[1].shape == (1, 4096, 2)
+
+
 @pytest.mark.parametrize(("dim", "channels", "words"), [
     (3, 48, ("48", "16", "Wan twin")), (2, 16, ("picture", "Wan twin")), (3, 128, ("128",)), (2, 4, ("4 channels",)),
 ])

@@ -8,10 +8,9 @@ import comfy.clip_vision
 import comfy.ldm.cogvideo.vae
 import comfy.ldm.wan.vae2_2
 import comfy.sd
-import comfy.text_encoders.cogvideo
 import comfy.text_encoders.llama
-import comfy.text_encoders.lt
 import torch
+from comfy.text_encoders import cogvideo, lt
 from comfy_api.latest import io
 
 from .weights import VOCABULARY, fill, seeded, tokenizer_model
@@ -51,8 +50,8 @@ def gemma(**projection) -> comfy.sd.CLIP:
     """The text encoder of LTX-2: a small Gemma 3 and its projection."""
     class Target:
         params = {}
-        clip = comfy.text_encoders.lt.ltxav_te(**projection)
-        tokenizer = comfy.text_encoders.lt.LTXAVGemmaTokenizer
+        clip = lt.ltxav_te(**projection)
+        tokenizer = lt.LTXAVGemmaTokenizer
 
     options = {"_model_config": GEMMA, "dtype": torch.float32}
     with mock.patch.dict(comfy.text_encoders.llama.GEMMA3_VISION_CONFIG, GEMMA_EYES):
@@ -62,8 +61,8 @@ def gemma(**projection) -> comfy.sd.CLIP:
 
 
 TEXT_ENCODERS = {
-    "ltxv": lambda: t5(comfy.text_encoders.lt.ltxv_te(), comfy.text_encoders.lt.LTXVT5Tokenizer),
-    "cogvideox": lambda: t5(comfy.text_encoders.cogvideo.cogvideo_te(), comfy.text_encoders.cogvideo.CogVideoXTokenizer),
+    "ltxv": lambda: t5(lt.ltxv_te(), lt.LTXVT5Tokenizer),
+    "cogvideox": lambda: t5(cogvideo.cogvideo_te(), cogvideo.CogVideoXTokenizer),
     "ltx-2.0": lambda: gemma(text_projection_type="single_linear", video_projection_dim=120),
     "ltx-2.3": lambda: gemma(text_projection_type="dual_linear", video_projection_dim=128, audio_projection_dim=64),
 }
