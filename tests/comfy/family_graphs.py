@@ -46,14 +46,14 @@ def prompts(clip: tuple) -> Graph:
     }
 
 
-def sampled(name: str, models: dict[str, tuple], *, latent: tuple, conditions: tuple = (("positive", 0), ("negative", 0)),
-            steps: int = 2) -> Graph:
+def sampled(name: str, models: dict[str, tuple], *, latent: tuple,
+            conditions: tuple = (("positive", 0), ("negative", 0))) -> Graph:
     """One KSampler for each of `models`, written as `<which>_<name>`."""
     graph = {}
     for which, model in models.items():
         graph[f"{which}_sampler"] = node(
             "KSampler", model=model, positive=conditions[0], negative=conditions[1], latent_image=latent, seed=3,
-            steps=steps, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
+            steps=2, cfg=1.0, sampler_name="euler", scheduler="simple", denoise=1.0,
         )
         graph[f"{which}_latents"] = node("TinyPartsWrite", value=(f"{which}_sampler", 0), name=f"{which}_{name}")
     return graph
