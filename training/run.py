@@ -204,11 +204,13 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
             f"The training set was prepared for {training_set.family} and the base model is {base.title}: connect the "
             "same base model to Prepare and Train."
         )
-    if training_set.form != base.form:
+    if (training_set.form, training_set.caption_form) != (base.form, base.caption_form):
         raise ValueError(
             f"The training set was prepared for another {base.family.name} model than {base.title}: connect the same "
             "base model to Prepare and Train."
         )
+    for place in (parts[0].lora_file.parent, folder.folder):
+        check_writable(place)
     for part in parts:
         streams = trained_streams(training_set, part.base, part.config.recipe)
         presets = part.base.family.adapter_targets(part.base, streams)
@@ -218,8 +220,6 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
                 f"{part.lora_file.name} is already in the LoRA folder and was not made by this pack: choose another "
                 "name."
             )
-        for place in (part.lora_file.parent, folder.folder):
-            check_writable(place)
 
 
 def check_writable(folder: Path) -> None:

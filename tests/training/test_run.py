@@ -184,8 +184,9 @@ def test_the_report_says_how_many_keys_match(run):
 
 
 def test_a_set_for_another_model_is_refused_before_anything_is_loaded(run, training_set):
-    with pytest.raises(ValueError, match="prepared for another Wan model than Wan T2V"):
-        run(data=dataclasses.replace(training_set, form="other latents"))
+    for other in ({"form": "other latents"}, {"caption_form": "captions through other weights"}):
+        with pytest.raises(ValueError, match="prepared for another Wan model than Wan T2V"):
+            run(data=dataclasses.replace(training_set, **other))
     with pytest.raises(ValueError, match="prepared for Other"):
         run(data=dataclasses.replace(training_set, family="Other"))
     with pytest.raises(ValueError, match="no clip"):
