@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -18,6 +17,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from .whole_file import whole_file
 
 GB = 10**9
 HEADER_LIMIT = 100_000_000  # safetensors' own
@@ -210,23 +211,12 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
     The same tensors and metadata give the same bytes; the safetensors library orders metadata by chance. Raises
     OSError, one sentence, where the disk cannot be written; no temporary file is left behind.
     """
-    path = Path(path)
     order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))  # keeps every tensor aligned
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
-    try:
-        with temporary.open("xb") as file:
-            file.write(_header_bytes(order, tensors, metadata))
-            for name in order:
-                flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy())
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        reason = error.strerror or error
-        raise OSError(f"{path} could not be written: {reason}. Check that its folder is there and not full.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(Path(path)) as file:
+        file.write(_header_bytes(order, tensors, metadata))
+        for name in order:
+            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            file.write(flat.view(torch.uint8).numpy())
 
 
 def _header_bytes(order: Sequence[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -66,6 +66,16 @@ class FootageEnds(FootageError):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A part of the upright picture, in square pixels from its left and top."""
+
+    left: int
+    top: int
+    width: int
+    height: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Footage:
     """One video or image file. Sizes are upright and in square pixels; times in seconds from the first frame."""
 

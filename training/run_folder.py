@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from ..loaders.feature_cache import file_digest
 from ..loaders.lora_file import written_by_run
+from ..loaders.whole_file import write_text
 
 FORMAT = 1
 
@@ -43,15 +43,15 @@ class RunFolder:
 
     def write_record(self, **entries: Any) -> None:
         """Replace run.json, whole or not at all."""
-        self._write("run.json", json.dumps({"format": FORMAT, **entries}, indent=1, default=str))
+        write_text(self.folder / "run.json", json.dumps({"format": FORMAT, **entries}, indent=1, default=str))
 
     def write_report(self, report: str) -> None:
         """Replace report.md."""
-        self._write("report.md", report + "\n")
+        write_text(self.folder / "report.md", report + "\n")
 
     def start_progress(self) -> None:
         """Begin progress.jsonl anew."""
-        self._write("progress.jsonl", "")
+        write_text(self.folder / "progress.jsonl", "")
 
     def add_losses(self, steps_before: int, losses: list[float]) -> None:
         """Add the losses of the steps after `steps_before` to progress.jsonl."""
@@ -89,9 +89,3 @@ class RunFolder:
         kept.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(lora_file, kept)
         return kept
-
-    def _write(self, name: str, text: str) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        temporary = self.folder / f".{name}.{os.getpid()}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.folder / name)

@@ -86,7 +86,7 @@ def test_nothing_vanishes(tmp_path):
     watcher = Watcher()
     found = scan(tmp_path, " ohwx ", watcher)
     left_out = {item.name: item.reason for item in found.left_out}
-    captions = {clip.name: clip.caption for clip in found.clips}
+    captions = {clip.name: clip.captions[0] for clip in found.clips}
     assert captions.keys() | left_out.keys() == expected.keys() and not captions.keys() & left_out.keys()
     assert captions == {name: expected[name] for name in captions}
     for name, reason in left_out.items():
@@ -129,14 +129,14 @@ def test_two_clips_may_share_a_caption(tmp_path):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "cat.TXT").write_text("a cat", encoding="utf-8")
     found = scan(tmp_path)
-    assert [clip.caption for clip in found.clips] == ["a cat", "a cat"] and not found.left_out
+    assert [clip.captions[0] for clip in found.clips] == ["a cat", "a cat"] and not found.left_out
 
 
 def test_some_captions_are_enough_without_a_trigger(tmp_path):
     for name in ("a.png", "b.png"):
         Image.new("RGB", (8, 8)).save(tmp_path / name)
     (tmp_path / "a.txt").write_text("one", encoding="utf-8")
-    assert [(clip.caption, clip.notes) for clip in scan(tmp_path).clips] == [("one", ()), ("", ("no caption",))]
+    assert [(clip.captions[0], clip.notes) for clip in scan(tmp_path).clips] == [("one", ()), ("", ("no caption",))]
 
 
 def test_links_out_of_the_folder_are_left_out(tmp_path):
@@ -158,7 +158,7 @@ def test_links_out_of_the_folder_are_left_out(tmp_path):
     reasons = {item.name: item.reason for item in found.left_out}
     assert reasons["far.png"] == "a link to a file outside the folder"
     assert reasons["gone.png"] == reasons["loop.png"] == "a link that leads nowhere"
-    assert [(clip.name, clip.caption) for clip in found.clips] == [("near.png", "ohwx"), ("same.png", "ohwx")]
+    assert [(clip.name, clip.captions[0]) for clip in found.clips] == [("near.png", "ohwx"), ("same.png", "ohwx")]
     assert "near.txt not read: a link to a file outside the folder" in found.clips[0].notes
 
 

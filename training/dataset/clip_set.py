@@ -2,26 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ...loaders.video_file import Footage
+from ...loaders.video_file import Crop, Footage
 
 
 @dataclass(frozen=True, kw_only=True)
 class Clip:
-    """One video or image with its caption, the trigger word included."""
+    """One video or image with its captions, the trigger word included."""
 
     path: Path
     name: str
+    """Its path within the folder, with forward slashes."""
     kind: str
     """`video` or `image`."""
-    caption: str
+    captions: tuple[str, ...]
+    """At least one; the empty text where there is neither caption nor trigger word."""
     footage: Footage
     caption_file: str = ""
-    """Name of the file the caption was read from; empty where there is none, or nothing in it."""
+    """Name of the file the captions were read from; empty where there is none, or nothing in it."""
     notes: tuple[str, ...] = ()
+    crop: Crop | None = None
+    """What of the picture is used; None: all of it."""
+    repeats: int = 1
+    """How often an epoch shows it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,13 @@ class ClipSet:
         return "\n".join([*head, "", *used, *map(left_out_line, self.left_out)])
 
 
+def with_trigger(caption: str, trigger: str) -> str:
+    """The caption with the trigger word before it, unless it holds the word already."""
+    if not trigger or re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
+        return caption
+    return f"{trigger}, {caption}" if caption else trigger
+
+
 def counted(clips: Sequence[Clip]) -> str:
     """`6 clips and 2 images`."""
     images = sum(clip.kind == "image" for clip in clips)
@@ -80,7 +94,7 @@ def clip_line(clip: Clip) -> str:
         facts.append("with sound" if footage.has_audio else "no sound")
     if clip.caption_file:
         facts.append(f"caption in {clip.caption_file}")
-    return f"{clip.name}: {', '.join([*facts, *clip.notes])}; {quoted(clip.caption)}"
+    return f"{clip.name}: {', '.join([*facts, *clip.notes])}; {quoted(clip.captions[0])}"
 
 
 def left_out_line(left_out: LeftOut) -> str:

@@ -153,7 +153,9 @@ def _plan(job: _Job, clip: Clip, footage: Footage) -> _Plan:
     return _Plan(
         clip=clip, footage=footage, choice=choice,
         key=_key("clip", FEATURE_VERSION, job.base.form, content, choice.indexes, job.width, job.height, identities),
-        caption_key=_key("caption", FEATURE_VERSION, job.base.caption_form, clip.caption, encoders.caption.identity),
+        caption_key=_key(
+            "caption", FEATURE_VERSION, job.base.caption_form, clip.captions[0], encoders.caption.identity
+        ),
     )
 
 
@@ -170,7 +172,7 @@ def _check_some(plans: list[_Plan], left_out: list[LeftOut]) -> None:
 def _encode_captions(job: _Job, plans: Sequence[_Plan]) -> int:
     """Encode the captions that the cache lacks; how many those were."""
     missing = {plan.caption_key: plan.clip for plan in plans if not job.cache.has(plan.caption_key)}
-    captions = (clip.caption for clip in missing.values())
+    captions = (clip.captions[0] for clip in missing.values())
     with contextlib.closing(
         job.base.family.prepare_captions(job.base, captions, job.encoders.caption, job.device)
     ) as prepared:
@@ -178,7 +180,7 @@ def _encode_captions(job: _Job, plans: Sequence[_Plan]) -> int:
             with _naming(f"caption of {clip.name}"):
                 features = next(prepared)
                 _check_finite(features, "text encoder")
-            job.cache.store(key, features, {"kind": "caption", "caption": clip.caption})
+            job.cache.store(key, features, {"kind": "caption", "caption": clip.captions[0]})
     return len(missing)
 
 
@@ -266,7 +268,7 @@ def _preview(frames: Tensor) -> Tensor:
 def _sample(job: _Job, plan: _Plan) -> Sample:
     cache = job.cache
     return Sample(
-        name=plan.clip.name, caption=plan.clip.caption, clip_features=cache.path(plan.key),
+        name=plan.clip.name, caption=plan.clip.captions[0], clip_features=cache.path(plan.key),
         caption_features=cache.path(plan.caption_key), shapes=_shapes(cache.header(plan.key)),
         key=_key(plan.key, plan.caption_key), notes=_notes(job, plan),
     )

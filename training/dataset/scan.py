@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
+from ...loaders.caption_file import read_captions
 from ...loaders.video_file import IMAGE_ENDINGS, VIDEO_ENDINGS, FootageError, probe
 from ..listener import Listener, Progress, SilentListener
-from .clip_set import Clip, ClipSet, LeftOut, files
+from .clip_set import Clip, ClipSet, LeftOut, files, with_trigger
 
 log = logging.getLogger(__name__)
 
 SOUND_ENDINGS = frozenset((".mp3", ".wav", ".flac", ".ogg", ".m4a", ".aac", ".opus", ".wma"))
 SYSTEM_FILES = frozenset(("thumbs.db", "desktop.ini"))
-LONGEST_CAPTION = 100_000  # bytes; more is no caption
 
 
 def scan(folder: str | Path, trigger: str = "", listener: Listener | None = None) -> ClipSet:
@@ -94,13 +93,11 @@ def _clip(entry: Path, folder: Path, text: Path | None, trigger: str) -> Clip:
     if ending not in VIDEO_ENDINGS | IMAGE_ENDINGS:
         raise FootageError(entry, "not a video or image")
     footage = probe(entry)
-    caption, notes = _caption(text, folder)
-    read = bool(caption)
-    if trigger and not re.search(rf"(?<!\w){re.escape(trigger)}(?!\w)", caption, re.IGNORECASE):
-        caption = f"{trigger}, {caption}" if caption else trigger
+    captions, notes = _captions(text, folder)
     return Clip(
-        path=entry, name=entry.name, kind=footage.kind, caption=caption, footage=footage,
-        caption_file=text.name if read else "", notes=(*footage.notes, *notes),
+        path=entry, name=entry.name, kind=footage.kind, footage=footage,
+        captions=tuple(with_trigger(caption, trigger) for caption in captions or ("",)),
+        caption_file=text.name if captions else "", notes=(*footage.notes, *notes),
     )
 
 
@@ -114,28 +111,15 @@ def _check_place(entry: Path, folder: Path) -> None:
         raise FootageError(entry, "a link to a file outside the folder")
 
 
-def _caption(text: Path | None, folder: Path) -> tuple[str, Sequence[str]]:
-    """The caption, its white space made single blanks, and what a person should know of it."""
+def _captions(text: Path | None, folder: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The captions, and what a person should know of them."""
     if text is None:
-        return "", ("no caption",)
+        return (), ("no caption",)
     try:
         _check_place(text, folder)
-        with text.open("rb") as file:
-            data = file.read(LONGEST_CAPTION + 1)
     except FootageError as error:
-        return "", (f"{text.name} not read: {error.reason}",)
-    except OSError as error:
-        return "", (f"{text.name} not read: {error.strerror or error}",)
-    if len(data) > LONGEST_CAPTION:
-        return "", (f"{text.name} not read: too long for a caption",)
-    notes = []
-    try:
-        caption = data.decode("utf-16" if data.startswith((b"\xff\xfe", b"\xfe\xff")) else "utf-8-sig")
-    except UnicodeDecodeError:
-        caption = data.decode("latin-1")
-        notes.append("caption is not UTF-8: read as Latin-1")
-    caption = " ".join(caption.split())
-    return caption, notes if caption else [f"{text.name} is empty"]
+        return (), (f"{text.name} not read: {error.reason}",)
+    return read_captions(text)
 
 
 def _check(folder: Path, clips: list[Clip], left_out: list[LeftOut], trigger: str) -> None:
@@ -144,7 +128,7 @@ def _check(folder: Path, clips: list[Clip], left_out: list[LeftOut], trigger: st
         reasons = "; ".join(f"{item.name}: {item.reason}" for item in left_out[:10])
         more = f"; and {len(left_out) - 10} more" if len(left_out) > 10 else ""
         raise ValueError(f"No usable clip in {folder}: {reasons}{more}.")
-    if not trigger and not any(clip.caption for clip in clips):
+    if not trigger and not any(any(clip.captions) for clip in clips):
         raise ValueError(
             f"No clip in {folder} has a caption: set a trigger word, or put a .txt with the same name beside each clip."
         )

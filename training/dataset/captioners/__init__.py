@@ -1,0 +1,1 @@
+"""What can write captions: one file each, behind one protocol."""
