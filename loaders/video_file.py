@@ -1,4 +1,4 @@
-"""Video and image files: what is in them, their frames and sound as tensors. The one door to PyAV; Pillow for images.
+"""Video and image files: what is in them, their frames and sound as tensors.
 
 T frames, P height and Q width in pixels.
 """
@@ -11,9 +11,7 @@ import functools
 import itertools
 import logging
 import statistics
-import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
@@ -21,84 +19,38 @@ import av
 import numpy as np
 import torch
 from av.video.reformatter import VideoReformatter
-from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
+
+from .footage import Crop, Footage, FootageEnds, FootageError
+from .image_file import IMAGE_ENDINGS, is_still, probe_image, read_image
+from .video_colour import HDR_TRANSFERS, is_transparent, light_of, to_grey, to_rgb
+from .video_stream import (
+    FAR_SECONDS,
+    can_deinterlace,
+    cut_out,
+    decoded,
+    deinterlaced,
+    open_video,
+    orientation_of,
+    packets_of,
+    pixel_shape,
+    video_stream,
+    with_times,
+)
+
+__all__ = [
+    "IMAGE_ENDINGS", "VIDEO_ENDINGS", "Crop", "Footage", "FootageEnds", "FootageError",
+    "glance", "probe", "read_frames", "read_sound",
+]
 
 log = logging.getLogger(__name__)
 
 VIDEO_ENDINGS = frozenset((".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif"))
-IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"))
 
-# Only these containers are opened: FFmpeg also knows playlists and scripts, which name other files and addresses.
-SAFE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif,mp3,wav,aac,flac,ogg", "protocol_whitelist": "file"}
-
-# Numbers of FFmpeg's own, since older PyAV names only some of them.
-# libswscale/swscale.h: Lanczos, accurate rounding, full chroma in and out. Measured on a zone plate brought from
-# 1920x1080 to 854x480, against Pillow's Lanczos: off by 0.5 of 255, area by 14; without accurate rounding
-# all are two levels too dark.
-SCALING = 0x200 | 0x40000 | 0x4000 | 0x2000
-# Matrix coefficients in a stream (ISO/IEC 23001-8) to libswscale's: BT.709, FCC, BT.601 in two guises, SMPTE 240M and
-# BT.2020 in two.
-MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}
-BT_709, BT_601 = 1, 5
-LIMITED, FULL = 1, 2  # libavutil/pixfmt.h, AVColorRange
-HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ISO/IEC 23001-8 transfer characteristics
-FAR_SECONDS = 5.0
-"""How far into a file the first wanted frame must lie before seeking pays."""
+SMALL = 64
+"""Longest side of the pictures of `glance`, in pixels."""
 SOUND_GAP = 0.05
 """Seconds by which the times of neighbouring pieces of sound may disagree before they count as a gap."""
-
-
-class FootageError(ValueError):
-    """A file that cannot be used: `reason` is the sentence without the file's name."""
-
-    def __init__(self, path: Path, reason: str):
-        super().__init__(f"{path.name}: {reason}.")
-        self.reason = reason
-
-
-class FootageEnds(FootageError):
-    """Fewer frames decode than the file promises; the first `decoded` of them do."""
-
-    def __init__(self, path: Path, decoded: int, promised: int):
-        super().__init__(path, f"only {decoded} of {promised} frames decode")
-        self.decoded = decoded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Crop:
-    """A part of the upright picture, in square pixels from its left and top."""
-
-    left: int
-    top: int
-    width: int
-    height: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Footage:
-    """One video or image file. Sizes are upright and in square pixels; times in seconds from the first frame."""
-
-    path: Path
-    kind: str
-    """`video` or `image`."""
-    width: int
-    height: int
-    times: tuple[float, ...]
-    """When each frame is shown, rising; an image has the one time 0."""
-    fps: float
-    """Mean frame rate; 0 for an image."""
-    has_audio: bool = False
-    notes: tuple[str, ...] = ()
-    origin: float | None = 0.0
-    """The first frame's time in the file's own clock; None where frames carry no times and only their order counts."""
-    orientation: tuple[bool, bool, bool] = (False, False, False)
-    """What makes the stored picture upright, in this order: swap x and y, mirror left and right, turn upside down."""
-
-    @property
-    def seconds(self) -> float:
-        """How long it lasts, the last frame included; 0 for an image."""
-        return self.times[-1] + 1 / self.fps if self.fps else 0.0
 
 
 def probe(path: Path) -> Footage:
@@ -119,25 +71,58 @@ def probe(path: Path) -> Footage:
     return _probe(path, stat.st_size, stat.st_mtime_ns)
 
 
-def read_frames(footage: Footage, indexes: Sequence[int], width: int, height: int) -> Tensor:
+def read_frames(
+    footage: Footage, indexes: Sequence[int], width: int, height: int, crop: Crop | None = None
+) -> Tensor:
     """The frames of `indexes` (into `footage.times`, in any order) as uint8 RGB (T, height, width, 3).
 
-    Each is made upright, scaled to cover width x height and cropped to its middle. YUV becomes RGB by the stream's own
-    matrix and range; where it names none, by BT.709 from 720 lines up and BT.601 below. Transparent parts become white.
-    Memory: the result and two source frames beside what the decoder holds.
-    Raises FootageEnds where the file ends, or stops decoding, before the last of them.
+    Each is made upright, `crop` is cut out of it (inwards to whole pixels of the file's chroma), and what is left is
+    scaled to cover width x height and cropped to its middle. Colours: `video_colour.to_rgb`. Interlaced footage is
+    deinterlaced by FFmpeg's bwdif, one frame for each; where that is missing it is left as it is, which the notes say.
+    Memory: the result and two source frames (four where it is interlaced) beside what the decoder holds, however long
+    the file is. Far into a file, and over long stretches of which nothing is wanted, it is sought, not decoded.
+    Raises FootageEnds where the file ends, or stops decoding, before the last of them, and FootageError where `crop`
+    lies outside the picture.
     """
+    if crop:
+        footage.check(crop)
     if footage.kind == "image":
-        with _open_image(footage.path) as image:
-            fitted = ImageOps.fit(_upright_rgb(image), (width, height), method=Image.Resampling.LANCZOS)
-        return torch.from_numpy(np.array(fitted)).expand(len(indexes), -1, -1, -1).contiguous()
-    first = footage.times[min(indexes)]
-    if first > FAR_SECONDS and footage.origin is not None:
+        pixels = torch.from_numpy(read_image(footage.path, width, height, crop))
+        return pixels.expand(len(indexes), -1, -1, -1).contiguous()
+    pixels = np.empty((len(indexes), height, width, 3), np.uint8)
+    wanted = sorted(zip([footage.times[index] for index in indexes], pixels, strict=True), key=lambda each: each[0])
+    for stretch in _stretches(wanted, seekable=footage.origin is not None):
+        if footage.origin is None:
+            _fill(footage, stretch, crop, quick=False)
+            continue
         try:
-            return _collect(footage, indexes, width, height, seek_to=first)
+            _fill(footage, stretch, crop, quick=True)
         except FootageEnds:  # a poor seek table can land behind the frame: from the start it is found or truly missing
-            log.info("%s: seeking to %.1f s failed, reading from the start", footage.path.name, first)
-    return _collect(footage, indexes, width, height, seek_to=None)
+            log.info("%s: reading again, all of it, to find %.1f s", footage.path.name, stretch[0][0])
+            _fill(footage, stretch, crop, quick=False)
+    return torch.from_numpy(pixels)
+
+
+def glance(footage: Footage, every: int = 1) -> Iterator[tuple[float, np.ndarray]]:
+    """Time and a small grey picture of every frame that decodes, or of each `every`-th: to look over a whole clip.
+
+    Yields seconds from the first frame and luma uint8 (P, Q), 0 black, 255 white, upright, the longest side `SMALL`
+    pixels. Interlaced footage stays so. One frame is held at a time. What does not decode is left out: then fewer
+    frames than `footage.times` come.
+    """
+    scale = SMALL / max(footage.width, footage.height)
+    width, height = max(1, round(footage.width * scale)), max(1, round(footage.height * scale))
+    if footage.kind == "image":
+        yield 0.0, read_frames(footage, [0], width, height)[0].float().mean(-1).round().to(torch.uint8).numpy()
+        return
+    stored = (height, width) if footage.orientation[0] else (width, height)
+    with open_video(footage.path) as container:
+        stream = video_stream(container)
+        stream.thread_type = "AUTO"
+        scaler = VideoReformatter()
+        frames = with_times(footage, decoded(container, stream, None))
+        for time, frame in itertools.islice(frames, 0, None, every):
+            yield time, _upright(to_grey(frame, *stored, scaler, footage.light), footage.orientation)
 
 
 def read_sound(footage: Footage, start: float, seconds: float, rate: int) -> Tensor:
@@ -148,12 +133,12 @@ def read_sound(footage: Footage, start: float, seconds: float, rate: int) -> Ten
     """
     wanted = torch.zeros(2, round(seconds * rate))
     found = False
-    with _open_video(footage.path) as container:
+    with open_video(footage.path) as container:
         stream = next(iter(container.streams.audio), None)
         if stream is None:
             raise FootageError(footage.path, "there is no sound in it")
         zero = (footage.origin or 0.0) + start
-        frames = _decoded(container, stream, zero - 1 if start > FAR_SECONDS else None)
+        frames = decoded(container, stream, zero - 1 if start > FAR_SECONDS else None)
         for place, samples in _sound_pieces(frames, stream.channels, zero, rate):
             found = True
             first, last = max(place, 0), min(place + samples.shape[1], wanted.shape[1])
@@ -169,27 +154,17 @@ def read_sound(footage: Footage, start: float, seconds: float, rate: int) -> Ten
 @functools.lru_cache(maxsize=1024)
 def _probe(path: Path, size: int, mtime_ns: int) -> Footage:
     """`size` and `mtime_ns` are there to be remembered by: a changed file is looked at again."""
-    if path.suffix.lower() in IMAGE_ENDINGS or _is_still_gif(path):
-        return _probe_image(path)
+    if is_still(path):
+        return probe_image(path)
     try:
-        with _open_video(path) as container:
+        with open_video(path) as container:
             return _probe_video(path, container)
     except av.FFmpegError as error:
         raise FootageError(path, "not a video, or cut off before its index") from error
 
 
-def _open_video(path: Path):
-    return av.open(str(path), options=SAFE, metadata_errors="replace")
-
-
-def _video_stream(container):
-    """The first real video: a cover picture in a sound file is none."""
-    cover = av.stream.Disposition.attached_pic
-    return next((stream for stream in container.streams.video if not stream.disposition & cover), None)
-
-
 def _probe_video(path: Path, container) -> Footage:
-    stream = _video_stream(container)
+    stream = video_stream(container)
     if stream is None:
         raise FootageError(path, "audio only" if container.streams.audio else "there is no picture in it")
     stamps, base, timed = _stamps(container, stream)
@@ -199,12 +174,14 @@ def _probe_video(path: Path, container) -> Footage:
     fps = float(stream.average_rate or stream.guessed_rate or 25)
     if times[-1] and abs(fps * times[-1] / (len(times) - 1) - 1) > 0.005:  # what is declared is not what is there
         fps = (len(times) - 1) / times[-1]
-    frame = next(_decoded(container, stream, seek_to=float(stamps[0] * base) if timed else 0.0), None)
+    frame = next(decoded(container, stream, seek_to=float(stamps[0] * base) if timed else 0.0), None)
     if frame is None:
         raise FootageError(path, "no frame of it can be decoded")
-    orientation = _orientation(frame)
-    width, height = _square_size(frame, stream)
-    notes = _remarks(frame, stream, times)
+    orientation = orientation_of(frame)
+    square = pixel_shape(stream)
+    width, height = round(frame.width * max(square, 1)), round(frame.height / min(square, 1))
+    light = light_of(stream.codec_context)
+    notes = _remarks(frame, light, times)
     declared = float((stream.duration or 0) * stream.time_base)
     if len(times) < stream.frames and times[-1] + 2.5 / fps < declared:  # fewer alone may be an edit list's doing
         notes = (f"only {len(times)} of {stream.frames} frames are in the file: it is cut off", *notes)
@@ -212,13 +189,14 @@ def _probe_video(path: Path, container) -> Footage:
         path=path, kind="video", width=height if orientation[0] else width, height=width if orientation[0] else height,
         times=times, fps=fps, notes=notes, has_audio=bool(container.streams.audio),
         origin=float(stamps[0] * base) if timed else None, orientation=orientation,
+        light=light, interlaced=bool(frame.interlaced_frame),
     )
 
 
 def _stamps(container, stream) -> tuple[list[int], Fraction, bool]:
     """When the frames are shown, rising, in units of the second value; False where only their order is known."""
     shown, decoded = [], []
-    for packet in _packets(container, stream):
+    for packet in packets_of(container, stream):
         if packet.size and not packet.is_corrupt and not packet.is_discard:  # discard: cut away by an edit list
             shown.append(packet.pts)
             decoded.append(packet.dts)
@@ -230,51 +208,42 @@ def _stamps(container, stream) -> tuple[list[int], Fraction, bool]:
     return list(range(len(decoded))), 1 / (stream.average_rate or stream.guessed_rate or Fraction(25)), False
 
 
-def _packets(container, stream) -> Iterator:
-    """The stream's packets, up to where the file cannot be read any more."""
-    packets = container.demux(stream)
-    while True:
-        try:
-            yield next(packets)
-        except (StopIteration, av.FFmpegError):
-            return
+def _stretches(wanted: Sequence[tuple[float, np.ndarray]], seekable: bool) -> list[list[tuple[float, np.ndarray]]]:
+    """The wanted frames in order of time, parted where the next is far enough off to be sought."""
+    stretches = [[wanted[0]]]
+    for before, after in itertools.pairwise(wanted):
+        if seekable and after[0] - before[0] > FAR_SECONDS:
+            stretches.append([])
+        stretches[-1].append(after)
+    return stretches
 
 
-def _decoded(container, stream, seek_to: float | None) -> Iterator:
-    """Frames in the order they are shown, from the key frame at or before `seek_to` (seconds of the file's clock).
+def _fill(footage: Footage, wanted: Sequence[tuple[float, np.ndarray]], crop: Crop | None, quick: bool) -> None:
+    """Decode once and draw what is nearest to each of the rising times into its array, uint8 RGB (P, Q, 3).
 
-    What does not decode is left out: the caller sees it by the times.
+    Quick: seeks, and skips frames that are not wanted; FootageEnds where that does not lead to the very frames.
     """
-    if seek_to is not None:
-        container.seek(int(seek_to / stream.time_base), stream=stream, backward=True)
-    for packet in _packets(container, stream):
-        if packet.is_corrupt:
-            continue
-        try:
-            frames = packet.decode()
-        except av.FFmpegError:
-            continue
-        yield from (frame for frame in frames if not frame.is_corrupt)
-    try:
-        yield from stream.decode(None)  # what the decoder still holds where the packets ended in an error
-    except av.FFmpegError:
-        return
-
-
-def _collect(footage: Footage, indexes: Sequence[int], width: int, height: int, seek_to: float | None) -> Tensor:
-    """Decode once and keep what is nearest to each wanted time."""
-    pixels = np.empty((len(indexes), height, width, 3), np.uint8)
-    order = sorted(range(len(indexes)), key=indexes.__getitem__)
-    with _open_video(footage.path) as container:
-        stream = _video_stream(container)
+    with open_video(footage.path) as container:
+        stream = video_stream(container)
         stream.thread_type = "AUTO"
-        start = None if seek_to is None else footage.origin + seek_to
-        frames = _with_times(footage, _decoded(container, stream, start))
-        nearest = _nearest(footage, frames, [footage.times[indexes[position]] for position in order])
+        square = pixel_shape(stream)
+        weaves = footage.interlaced and can_deinterlace()
+        start = needed = None
+        if quick and wanted[0][0] > FAR_SECONDS:
+            start = footage.origin + wanted[0][0] - (2.5 / footage.fps if weaves else 0)  # the deinterlacer looks back
+        if quick and not weaves:
+            needed = {round((footage.origin + time) / stream.time_base) for time, _ in wanted}
+        frames = decoded(container, stream, start, needed)
+        if weaves:
+            frames = deinterlaced(frames)
+        # One frame: a second field and an invisible frame have times of their own.
+        slack = 1e-4 if needed else 1.01 / footage.fps
+        nearest = _nearest(footage, with_times(footage, frames), [time for time, _ in wanted], slack)
+        if crop:
+            nearest = cut_out(nearest, footage, crop)
         scaler = VideoReformatter()  # one for all: setting up its filters takes as long as scaling a frame
-        for position, frame in zip(order, nearest, strict=True):
-            pixels[position] = _fit(frame, footage, width, height, scaler)
-    return torch.from_numpy(pixels)
+        for (_, pixels), frame in zip(wanted, nearest, strict=True):
+            pixels[:] = _fit(frame, footage, pixels.shape[1], pixels.shape[0], scaler, square)
 
 
 def _sound_pieces(frames: Iterator, channels: int, zero: float, rate: int) -> Iterator[tuple[int, Tensor]]:
@@ -295,16 +264,8 @@ def _sound_pieces(frames: Iterator, channels: int, zero: float, rate: int) -> It
                 place += piece.samples
 
 
-def _with_times(footage: Footage, frames: Iterator) -> Iterator[tuple[float, av.VideoFrame]]:
-    if footage.origin is None:
-        yield from zip(footage.times, frames, strict=False)
-    else:
-        yield from ((frame.time - footage.origin, frame) for frame in frames if frame.time is not None)
-
-
-def _nearest(footage: Footage, frames: Iterator, wanted: Sequence[float]) -> Iterator[av.VideoFrame]:
-    """For each of the rising `wanted` times the frame nearest to it. FootageEnds where it is over a frame away."""
-    slack = 1.01 / footage.fps  # one frame: a second field and an invisible frame have times of their own
+def _nearest(footage: Footage, frames: Iterator, wanted: Sequence[float], slack: float) -> Iterator[av.VideoFrame]:
+    """For each of the rising `wanted` times the frame nearest to it. FootageEnds where that is over `slack` s away."""
     before, after = (-1e9, None), next(frames, None)
     for time in wanted:
         while after is not None and after[0] <= time:
@@ -315,124 +276,35 @@ def _nearest(footage: Footage, frames: Iterator, wanted: Sequence[float]) -> Ite
         yield frame
 
 
-def _fit(frame, footage: Footage, width: int, height: int, scaler: VideoReformatter) -> np.ndarray:
-    """One frame as RGB (height, width, 3), covering the size and cropped to it."""
-    turned, mirrored, upturned = footage.orientation
-    across, down = (height, width) if turned else (width, height)
-    stored = (footage.height, footage.width) if turned else (footage.width, footage.height)
+def _fit(frame, footage: Footage, width: int, height: int, scaler: VideoReformatter, square: float) -> np.ndarray:
+    """One frame as RGB (height, width, 3), covering the size and cropped to it. `square`: as `pixel_shape`."""
+    across, down = (height, width) if footage.orientation[0] else (width, height)
+    stored = frame.width * max(square, 1), frame.height / min(square, 1)
     scale = max(across / stored[0], down / stored[1])
     covering = max(across, round(stored[0] * scale)), max(down, round(stored[1] * scale))
-    rgb = _to_rgb(_on_white(frame) if _has_alpha(frame) else frame, *covering, scaler=scaler)
+    rgb = to_rgb(frame, *covering, scaler, footage.light)
     left, top = (covering[0] - across) // 2, (covering[1] - down) // 2
-    rgb = rgb[top : top + down, left : left + across]
+    return _upright(rgb[top : top + down, left : left + across], footage.orientation)
+
+
+def _upright(picture: np.ndarray, orientation: tuple[bool, bool, bool]) -> np.ndarray:
+    """A picture (P, Q) or (P, Q, 3) as stored, the right way up."""
+    turned, mirrored, upturned = orientation
     if turned:
-        rgb = rgb.transpose(1, 0, 2)
-    if mirrored:
-        rgb = rgb[:, ::-1]
-    if upturned:
-        rgb = rgb[::-1]
-    return rgb
+        picture = picture.swapaxes(0, 1)
+    return picture[:: -1 if upturned else 1, :: -1 if mirrored else 1]
 
 
-def _to_rgb(frame, width: int, height: int, form: str = "rgb24", scaler: VideoReformatter | None = None) -> np.ndarray:
-    high_definition = frame.width >= 1280 or frame.height >= 720
-    matrix = MATRICES.get(frame.colorspace, BT_709 if high_definition else BT_601)
-    full = frame.color_range == FULL or frame.format.name.startswith("yuvj") or frame.format.is_rgb
-    other = BT_601 if matrix == BT_709 else BT_709  # RGB has no matrix, but before 17 PyAV heeds only a change of it
-    return (scaler or VideoReformatter()).reformat(
-        frame, width=width, height=height, format=form, src_colorspace=matrix, dst_colorspace=other,
-        src_color_range=FULL if full else LIMITED, dst_color_range=FULL, interpolation=SCALING,
-    ).to_ndarray()
-
-
-def _has_alpha(frame) -> bool:
-    return any(component.is_alpha for component in frame.format.components)
-
-
-def _on_white(frame) -> av.VideoFrame:
-    """The frame without transparency, at its own size, RGB."""
-    rgba = _to_rgb(frame, frame.width, frame.height, "rgba").astype(np.uint16)
-    rgb, alpha = rgba[..., :3], rgba[..., 3:]
-    return av.VideoFrame.from_ndarray(((rgb * alpha + 255 * (255 - alpha) + 127) // 255).astype(np.uint8), "rgb24")
-
-
-def _orientation(frame) -> tuple[bool, bool, bool]:
-    """As `Footage.orientation`, from the display matrix: x' = a x + c y, y' = b x + d y (FFmpeg, libavutil/display.h).
-
-    Not to be asked of every frame: PyAV then keeps each in memory until Python next collects garbage.
-    """
-    try:
-        matrix = frame.side_data["DISPLAYMATRIX"]
-    except KeyError:
-        return False, False, False
-    a, b, _, c, d = struct.unpack("=9i", bytes(matrix))[:5]
-    if abs(a) + abs(d) >= abs(b) + abs(c):
-        return False, a < 0, d < 0
-    return True, c < 0, b < 0
-
-
-def _square_size(frame, stream) -> tuple[int, int]:
-    """Width and height in square pixels, as stored; the side that is too short is lengthened."""
-    aspect = stream.sample_aspect_ratio or 1
-    return round(frame.width * max(aspect, 1)), round(frame.height / min(aspect, 1))
-
-
-def _remarks(frame, stream, times: tuple[float, ...]) -> tuple[str, ...]:
+def _remarks(frame, light: str, times: tuple[float, ...]) -> tuple[str, ...]:
     """What a person should know of this footage."""
     notes = []
     gaps = [after - before for before, after in zip(times, times[1:], strict=False)]
     if len(gaps) > 1 and max(gaps) > 1.5 * statistics.median(gaps) + 0.002:
         notes.append("variable frame rate")
     if frame.interlaced_frame:
-        notes.append("interlaced: both fields are kept")
-    if hdr := HDR_TRANSFERS.get(stream.codec_context.color_trc):
-        notes.append(f"HDR ({hdr}) is not tone-mapped: colours look flat")
-    if _has_alpha(frame) and _to_rgb(frame, frame.width, frame.height, "rgba")[..., 3].min() < 255:
+        notes.append(f"interlaced: {'deinterlaced' if can_deinterlace() else 'both fields are kept'}")
+    if light:
+        notes.append(f"{f'HDR ({light})' if light in HDR_TRANSFERS.values() else light} brought to SDR BT.709")
+    if is_transparent(frame):
         notes.append("transparent parts become white")
     return tuple(notes)
-
-
-def _is_still_gif(path: Path) -> bool:
-    if path.suffix.lower() != ".gif":
-        return False
-    try:
-        with Image.open(path, formats=("GIF",)) as image:
-            return not image.is_animated
-    except (OSError, SyntaxError, ValueError):
-        return False  # FFmpeg has the say
-
-
-def _probe_image(path: Path) -> Footage:
-    with _open_image(path) as image:
-        moving = getattr(image, "is_animated", False) and image.format in ("WEBP", "PNG", "GIF")
-        transparent = image.has_transparency_data
-        width, height = _upright_rgb(image).size
-    notes = ("animated: only its first picture is used",) if moving else ()
-    notes += ("transparent parts become white",) if transparent else ()
-    return Footage(path=path, kind="image", width=width, height=height, times=(0.0,), fps=0.0, notes=notes)
-
-
-@contextlib.contextmanager
-def _open_image(path: Path) -> Iterator[Image.Image]:
-    """The image, decoded whole. FootageError where it cannot be."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            yield image
-    except UnidentifiedImageError as error:
-        raise FootageError(path, "not an image") from error
-    except Image.DecompressionBombError as error:
-        raise FootageError(path, "the image is too large") from error
-    except (OSError, SyntaxError, ValueError, struct.error) as error:
-        raise FootageError(path, "the image is cut off or broken") from error
-
-
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF says, 8 bits a channel, transparent parts white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 bits a pixel, which convert() would clip instead of scaling
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) // 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")

@@ -13,6 +13,7 @@ import numpy as np
 
 BITS = 10
 CLOCK = Fraction(1, 90000)
+QUADRANTS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 230]]], np.uint8)
 
 
 def counter_frame(number: int, width: int = 160, height: int = 96) -> np.ndarray:
@@ -23,6 +24,17 @@ def counter_frame(number: int, width: int = 160, height: int = 96) -> np.ndarray
         lit = number >> (BITS - 1 - bit) & 1
         frame[: height * 2 // 3, edges[bit] : edges[bit + 1]] = 235 if lit else 20
     return frame
+
+
+def quadrants(number: int, width: int, height: int) -> np.ndarray:
+    """Red, green over blue, white: tells every turn and mirroring apart."""
+    return QUADRANTS.repeat(height // 2, 0).repeat(width // 2, 1)
+
+
+def corners(frame):
+    """The four quarters' mean colours (2, 2, 3) of an RGB tensor (P, Q, 3)."""
+    height, width, _ = frame.shape
+    return frame.float().reshape(2, height // 2, 2, width // 2, 3).mean((1, 3)).round()
 
 
 def read_counter(frame: np.ndarray) -> int:
@@ -50,14 +62,15 @@ def write_video(
     options: dict[str, str] | None = None,
     aspect: Fraction | None = None,
     matrix: tuple[int, int, int, int] | None = None,
-    colour: tuple[int, int, int] | None = None,
+    colour: tuple[int, ...] | None = None,
     sound: bool | float = False,
     faststart: bool = False,
 ) -> Path:
     """Write a clip, by default H.264 with B-frames and the counter in every frame.
 
     `times`: when each frame is shown, in seconds (else frames / fps). `matrix`: a, b, c, d of a display matrix (mov).
-    `colour`: (space, range, transfer) as FFmpeg numbers them. `draw(number, width, height)` gives RGB.
+    `colour`: (space, range, transfer) as FFmpeg numbers them, and primaries where they matter.
+    `draw(number, width, height)` gives RGB.
     `sound`: True for silence, or the pitch of a tone in hertz.
     """
     fps = Fraction(fps).limit_denominator(100000)
@@ -71,7 +84,7 @@ def write_video(
             stream.codec_context.sample_aspect_ratio = aspect
         if colour:
             context = stream.codec_context
-            context.colorspace, context.color_range, context.color_trc = colour
+            context.colorspace, context.color_range, context.color_trc, context.color_primaries = (*colour, 2)[:4]
         if times is not None:
             stream.codec_context.time_base = CLOCK
         audio = container.add_stream("aac", rate=44100) if sound else None
@@ -123,6 +136,16 @@ def cut_off(source: Path, target: Path, share: float) -> Path:
     data = source.read_bytes()
     target.write_bytes(data[: int(len(data) * share)])
     return target
+
+
+def fields(number: int, width: int, height: int, draw: Callable[[int, int, int], np.ndarray]) -> np.ndarray:
+    """An interlaced frame, the bottom field first: its odd lines from picture 2 n, its even lines from picture 2 n + 1.
+
+    To be written with the x264 parameter bff: FFmpeg marks frames of PyAV's so, whatever is asked for.
+    """
+    frame = draw(2 * number + 1, width, height).copy()
+    frame[1::2] = draw(2 * number, width, height)[1::2]
+    return frame
 
 
 def zeroed(source: Path, target: Path, share: float) -> Path:

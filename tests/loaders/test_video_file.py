@@ -1,4 +1,4 @@
-"""Videos and images: true times, true frames, upright, in their own colours; a plain sentence for what is broken."""
+"""Videos: true times, true frames, upright; and their sound where the frames are."""
 
 import gc
 import tracemalloc
@@ -9,31 +9,20 @@ import numpy as np
 import pytest
 import torch
 from footage import (
+    QUADRANTS,
+    corners,
     counter_frame,
     cut_off,
+    quadrants,
     read_counter,
     real_footage,
-    write_sound,
     write_video,
     zeroed,
 )
-from PIL import Image
 
 from video_lora_studio.loaders.video_file import FootageEnds, FootageError, probe, read_frames, read_sound
 
 ONE = 1 << 16  # fixed point of display matrices
-QUADRANTS = np.array([[[230, 20, 20], [20, 230, 20]], [[20, 20, 230], [230, 230, 230]]], np.uint8)
-
-
-def quadrants(number, width, height):
-    """Red, green over blue, white: tells every turn and mirroring apart."""
-    return QUADRANTS.repeat(height // 2, 0).repeat(width // 2, 1)
-
-
-def corners(frame):
-    """The four quarters' mean colours, (2, 2, 3)."""
-    height, width, _ = frame.shape
-    return frame.float().reshape(2, height // 2, 2, width // 2, 3).mean((1, 3)).round()
 
 
 @pytest.mark.parametrize(
@@ -157,168 +146,8 @@ def test_frames_cover_and_are_cropped_to_the_middle(tmp_path, size):
     assert (inside - truth).abs().mean() < 0.03
 
 
-@pytest.mark.parametrize(
-    ("matrix", "full", "pix_fmt", "size"),
-    [
-        (1, False, "yuv420p", (64, 64)),
-        (1, True, "yuv420p", (64, 64)),
-        (6, False, "yuv420p", (64, 64)),
-        (5, True, "yuv444p", (64, 64)),
-        (9, False, "yuv420p10le", (64, 64)),
-        (2, False, "yuv420p", (64, 64)),  # says nothing: BT.601
-        (2, False, "yuv420p", (1280, 720)),  # says nothing: BT.709
-    ],
-)
-def test_colours_follow_the_streams_matrix_and_range(tmp_path, matrix, full, pix_fmt, size):
-    truth = matrix if matrix != 2 else 1 if size[0] == 1280 else 6
-    path = write_yuv(tmp_path / "colour.mkv", truth, matrix, full, pix_fmt, size)
-    (frame,) = read_frames(probe(path), [0], 64, 64)
-    assert torch.allclose(corners(frame), torch.from_numpy(QUADRANTS).float(), atol=3)
-
-
-def write_yuv(path, truth, tagged, full, pix_fmt, size):
-    """The four quadrants as YUV computed here from the standards' own coefficients, lossless, tagged as told."""
-    red, blue = {1: (0.2126, 0.0722), 5: (0.299, 0.114), 6: (0.299, 0.114), 9: (0.2627, 0.0593)}[truth]
-    rgb = quadrants(0, *size).astype(float) / 255
-    luma = rgb @ [red, 1 - red - blue, blue]
-    cb, cr = (rgb[..., 2] - luma) / (2 - 2 * blue), (rgb[..., 0] - luma) / (2 - 2 * red)
-    bits = 10 if "10" in pix_fmt else 8
-    top, unit = 2**bits - 1, 2 ** (bits - 8)
-    planes = (luma * top, cb * top + 128 * unit, cr * top + 128 * unit) if full else (
-        (16 + 219 * luma) * unit, (128 + 224 * cb) * unit, (128 + 224 * cr) * unit
-    )
-    kind = np.uint16 if bits == 10 else np.uint8
-    frame = av.VideoFrame(*size, pix_fmt)
-    for plane, values in zip(frame.planes, planes, strict=True):
-        values = values if plane.width == size[0] else values[::2, ::2]
-        row = np.zeros((plane.height, plane.line_size // kind().itemsize), kind)
-        row[:, : plane.width] = values.round()
-        plane.update(row.tobytes())
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("ffv1", rate=10)
-        stream.width, stream.height, stream.pix_fmt = *size, pix_fmt
-        context = stream.codec_context
-        context.colorspace, context.color_range = tagged, 2 if full else 1
-        frame.colorspace, frame.color_range = tagged, 2 if full else 1
-        container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
-
-
-def test_hdr_is_said(tmp_path):
-    path = write_video(tmp_path / "hdr.mkv", frames=3, codec="ffv1", pix_fmt="yuv420p10le", colour=(9, 1, 16))
-    assert any(note.startswith("HDR (PQ)") for note in probe(path).notes)
-
-
-def test_transparent_video_is_laid_on_white(tmp_path):
-    with av.open(str(tmp_path / "alpha.mov"), "w") as container:
-        stream = container.add_stream("qtrle", rate=10)
-        stream.width, stream.height, stream.pix_fmt = 64, 64, "argb"
-        picture = np.zeros((64, 64, 4), np.uint8)
-        picture[:, 32:] = (200, 0, 0, 255)
-        container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, "rgba").reformat(format="argb")))
-        container.mux(stream.encode(None))
-    footage = probe(tmp_path / "alpha.mov")
-    frame = read_frames(footage, [0], 64, 64)[0]
-    assert "transparent parts become white" in footage.notes
-    assert (frame[:, :30] == 255).all() and (frame[:, 34:] - torch.tensor([200, 0, 0])).float().abs().max() <= 1
-
-
-def test_images(tmp_path):
-    picture = Image.fromarray(quadrants(0, 64, 32))
-    picture.save(tmp_path / "plain.png")
-    exif = Image.Exif()
-    exif[0x0112] = 6  # turn a quarter clockwise to be upright
-    picture.save(tmp_path / "turned.jpg", exif=exif, quality=95)
-    cutout = picture.convert("RGBA")
-    cutout.putalpha(0)
-    cutout.save(tmp_path / "cutout.webp", lossless=True)
-    deep = Image.fromarray(np.full((8, 8), 257 * 100, np.uint16))
-    deep.save(tmp_path / "deep.tiff")
-    frames = [picture.rotate(turn) for turn in (0, 90, 180)]
-    frames[0].save(tmp_path / "moving.webp", save_all=True, append_images=frames[1:], lossless=True)
-    frames[0].save(tmp_path / "still.gif")
-    picture.save(tmp_path / "plain.bmp")
-
-    found = {path.name: probe(path) for path in tmp_path.iterdir()}
-    assert {footage.kind for footage in found.values()} == {"image"}
-    assert all(footage.times == (0.0,) and footage.seconds == 0 for footage in found.values())
-    assert (found["turned.jpg"].width, found["turned.jpg"].height) == (32, 64)
-    assert found["moving.webp"].notes == ("animated: only its first picture is used",)
-    assert found["cutout.webp"].notes == ("transparent parts become white",)
-    truth = torch.from_numpy(QUADRANTS).float()
-    for name in ("plain.png", "moving.webp", "plain.bmp"):
-        assert torch.equal(corners(read_frames(found[name], [0], 64, 32)[0]), truth)
-    turned = read_frames(found["turned.jpg"], [0, 0], 32, 64)
-    assert torch.allclose(corners(turned[1]), torch.from_numpy(np.rot90(QUADRANTS, -1).copy()).float(), atol=12)
-    assert (read_frames(found["cutout.webp"], [0], 64, 32) == 255).all()
-    assert (read_frames(found["deep.tiff"], [0], 16, 16) == 100).all()
-
-
 def test_sound_is_seen(tmp_path):
     assert probe(write_video(tmp_path / "sound.mp4", frames=10, sound=True)).has_audio
-
-
-def write_cover(path):
-    """A sound file with a cover picture in it."""
-    Image.new("RGB", (32, 32), "red").save(path.with_suffix(".png"))
-    write_sound(path.with_suffix(".mka"), codec="libmp3lame")
-    with (
-        av.open(str(path.with_suffix(".mka"))) as sound,
-        av.open(str(path.with_suffix(".png"))) as picture,
-        av.open(str(path), "w", format="mp3") as container,
-    ):
-        audio = container.add_stream_from_template(sound.streams.audio[0])
-        cover = container.add_stream_from_template(picture.streams.video[0])
-        cover.disposition = av.stream.Disposition.attached_pic.value
-        for source, stream in ((picture, cover), (sound, audio)):
-            for packet in source.demux():
-                if packet.size:
-                    packet.stream = stream
-                    container.mux(packet)
-    return path
-
-
-def without_pictures(path):
-    """An intact index, and zeros for every frame."""
-    data = write_video(path, faststart=True).read_bytes()
-    return zeroed(path, path, (data.index(b"mdat") + 4) / len(data))
-
-
-PLAYLIST = b"#EXTM3U\n#EXT-X-TARGETDURATION:5\n#EXTINF:5,\nfile:///etc/passwd\n#EXT-X-ENDLIST\n"
-
-
-@pytest.mark.parametrize(
-    ("make", "reason"),
-    [
-        (lambda path: path.write_bytes(b""), "the file is empty"),
-        (lambda path: path.write_bytes(b"This is a text. " * 99), "not a video"),
-        (lambda path: path.write_bytes(PLAYLIST), "not a video"),
-        (lambda path: path.write_bytes(np.random.default_rng(0).bytes(50000)), "not a video"),
-        (lambda path: cut_off(write_video(path.with_name("whole.mp4")), path, 0.5), "cut off before its index"),
-        (lambda path: write_sound(path), "audio only"),
-        (lambda path: write_cover(path), "audio only"),
-        (lambda path: without_pictures(path), "no frame of it can be decoded"),
-        (lambda path: path.mkdir(), "cannot be opened"),
-        (lambda path: None, "cannot be opened"),
-    ],
-)
-def test_what_is_no_video_is_said_in_one_sentence(tmp_path, make, reason):
-    path = tmp_path / "clip.mp4"
-    make(path)
-    with pytest.raises(FootageError, match=reason) as caught:
-        probe(path)
-    assert isinstance(caught.value, ValueError)
-    assert str(caught.value).startswith("clip.mp4: ") and str(caught.value).count(".") == 2
-
-
-@pytest.mark.parametrize(("share", "reason"), [(0.5, "cut off or broken"), (0, "empty"), (None, "not an image")])
-def test_broken_images(tmp_path, share, reason):
-    path = tmp_path / "picture.png"
-    Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)).save(path)
-    path.write_bytes(b"text" if share is None else path.read_bytes()[: int(path.stat().st_size * share)])
-    with pytest.raises(FootageError, match=reason):
-        probe(path)
 
 
 def test_a_cut_off_video_gives_the_frames_it_has(tmp_path):
