@@ -7,6 +7,7 @@ a line, relative to the folder, with forward slashes. All of it can be edited by
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from collections.abc import Collection, Sequence
@@ -59,10 +60,14 @@ def write_captions(path: Path, captions: Sequence[str]) -> None:
 
     Raises OSError, one sentence, where the disk cannot be written.
     """
-    backup = path.with_suffix(BACKUP_ENDING)
-    if path.is_file() and not backup.exists():
-        shutil.copy2(path, backup)
+    keep_first(path, path.with_suffix(BACKUP_ENDING))
     write_text(path, "\n---\n".join(" ".join(caption.split()) for caption in captions) + "\n")
+
+
+def keep_first(path: Path, backup: Path) -> None:
+    """Copy a file that is about to be replaced, unless its first original is there. Raises OSError."""
+    if path.is_file() and not os.path.lexists(backup):  # nor is anything written through a link that leads nowhere
+        shutil.copy2(path, backup)
 
 
 def read_excluded(folder: Path) -> frozenset[str]:
