@@ -4,15 +4,23 @@ from comfy_api.latest import ComfyExtension, io
 
 from .adapter_settings import AdapterSettings
 from .base_model import ChooseBaseModel
+from .captions import CaptionClips, CaptionerClip, CaptionerLocal, CaptionerService
+from .clean_cache import CleanCache
 from .clips import LoadClips
 from .memory_settings import MemorySettings
 from .prepare import Prepare
 from .recipe_settings import RecipeSettings
+from .scenes import SplitScenes
 from .stack import StackLoras
 from .train import Train
 
 NODES: tuple[type[io.ComfyNode], ...] = (
+    SplitScenes,
     LoadClips,
+    CaptionClips,
+    CaptionerClip,
+    CaptionerLocal,
+    CaptionerService,
     ChooseBaseModel,
     Prepare,
     AdapterSettings,
@@ -20,6 +28,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MemorySettings,
     Train,
     StackLoras,
+    CleanCache,
 )
 
 
@@ -28,3 +37,11 @@ class VideoLoraStudio(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return list(NODES)
+
+    async def on_load(self) -> None:
+        """Called once when ComfyUI has taken the pack in, before its server starts."""
+        from server import PromptServer
+
+        from .review_routes import add_review_routes
+
+        add_review_routes(PromptServer.instance.routes)

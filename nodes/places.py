@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable
@@ -15,6 +16,9 @@ INPUT = "input"
 DATASETS = "datasets"
 SUBFOLDER = "video_lora"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints")
+CAPTIONER_FOLDERS = ("LLM", "VLM", "prompt_generator", "text_encoders")
+CAPTIONER_DEPTH = 3
+"""How many folders deep a vision language model may lie: packs put it at `LLM/Qwen-VL/Qwen3-VL-8B-Instruct`."""
 
 
 def clip_folders() -> list[str]:
@@ -147,3 +151,50 @@ def _first_writable(folders: Iterable[str], label: str) -> Path:
         else:
             return Path(folder)
     raise OSError(f"No {label} can be written. {' '.join(reasons)}")
+
+
+def captioner_folders() -> list[str]:
+    """Folders of vision language models as transformers reads them, as users see them: `LLM/Qwen3-VL-8B-Instruct`.
+
+    Such a folder holds safetensors weights and a `config.json` that speaks of eyes.
+    """
+    found = []
+    for kind, root in _captioner_roots():
+        for folder, names, files in os.walk(root, followlinks=True):
+            depth = os.path.relpath(folder, root).count(os.sep) + 1 if folder != root else 0
+            names[:] = sorted(n for n in names if not n.startswith(".")) if depth < CAPTIONER_DEPTH else []
+            if depth and any(name.endswith(".safetensors") for name in files) and _has_eyes(folder):
+                found.append(f"{kind}/{os.path.relpath(folder, root)}".replace(os.sep, "/"))
+    return list(dict.fromkeys(found))
+
+
+def captioner_folder(name: str) -> Path:
+    """The folder behind a choice of `captioner_folders`. Raises ValueError where there is none."""
+    kind, _, rest = checked_relative(name, "Folder").partition("/")
+    for known, root in _captioner_roots():
+        path = os.path.join(root, rest)
+        if known == kind and rest and os.path.isfile(os.path.join(path, "config.json")):
+            return Path(path)
+    looked = ", ".join(dict.fromkeys(root for _, root in _captioner_roots()))
+    raise ValueError(
+        f"Folder {name!r} holds no vision language model: put the model's folder, with config.json and its "
+        f".safetensors files, into one of: {looked}."
+    )
+
+
+def _captioner_roots() -> list[tuple[str, str]]:
+    """Where packs for vision language models keep them, registered with ComfyUI or not."""
+    roots = []
+    for kind in CAPTIONER_FOLDERS:
+        registered = folder_paths.get_folder_paths(kind) if kind in folder_paths.folder_names_and_paths else []
+        roots += [(kind, root) for root in (*registered, os.path.join(folder_paths.models_dir, kind))]
+    return list(dict.fromkeys(roots))
+
+
+def _has_eyes(folder: str) -> bool:
+    try:
+        with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
+            config = json.load(file)
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and bool({"vision_config", "thinker_config"} & set(config))

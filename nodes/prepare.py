@@ -9,7 +9,9 @@ from .. import training
 from . import places
 from .host_encoders import HostAudioVae, HostClip, HostVae, HostVision, check_vae
 from .progress import NodeListener, show_text
-from .sockets import CATEGORY, Base, BaseChoice, Clips, TrainingSetSocket
+from .sockets import CATEGORY, Base, BaseChoice, Clips, Recipe, TrainingSetSocket, all_settings
+
+ENCODERS = ("vae", "clip", "clip_vision", "audio_vae")
 
 
 class Prepare(io.ComfyNode):
@@ -42,10 +44,20 @@ class Prepare(io.ComfyNode):
                     lazy=True,
                     tooltip="The audio VAE, for models that learn sound (LTX-2). Without it only pictures are learnt.",
                 ),
-                size_input("width", "Width", 8192, "Width in pixels to which clips are cut."),
-                size_input("height", "Height", 8192, "Height in pixels to which clips are cut."),
                 size_input(
-                    "frames", "Frames", 1025, "Frames taken from the start of each clip, at the model's frame rate."
+                    "width", "Width", 8192, "Width in pixels to which clips are cut; with Fit at keep proportions, "
+                    "Width x Height says about how many pixels each clip has."
+                ),
+                size_input("height", "Height", 8192, "Height in pixels to which clips are cut; see Width."),
+                size_input(
+                    "frames", "Frames", 1025, "Frames taken of each clip, or of each window, at the model's frame "
+                    "rate. Shorter clips give fewer."
+                ),
+                *all_settings(training.CutConfig, visible=("fit",)),
+                Recipe.Input(
+                    "recipe",
+                    optional=True,
+                    tooltip="From Recipe Settings, only where captions are shuffled: their orders are encoded here.",
                 ),
             ],
             outputs=[
@@ -57,10 +69,10 @@ class Prepare(io.ComfyNode):
         )
 
     @classmethod
-    def check_lazy_status(cls, clips, base, width, height, frames, **encoders):
+    def check_lazy_status(cls, clips, base, width, height, frames, **more):
         """Every encoder that is connected and not loaded yet; an error of size is said before any is."""
-        check_size(base, width, height, frames)
-        return [name for name, value in encoders.items() if value is None]
+        check_size(base, width, height, frames, cut_of(more))
+        return [name for name in ENCODERS if name in more and more[name] is None]
 
     @classmethod
     def fingerprint_inputs(cls, **_):
@@ -69,9 +81,11 @@ class Prepare(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, clips, base: BaseChoice, vae, clip, width, height, frames, clip_vision=None, audio_vae=None
+        cls, clips, base: BaseChoice, vae, clip, width, height, frames, clip_vision=None, audio_vae=None, recipe=None,
+        **settings,
     ) -> io.NodeOutput:
-        width, height, frames = check_size(base, width, height, frames)
+        cut = cut_of(settings)
+        width, height, frames = check_size(base, width, height, frames, cut)
         check_vae(vae, base.base)
         prepared = training.prepare(
             clips,
@@ -85,6 +99,8 @@ class Prepare(io.ComfyNode):
             width=width,
             height=height,
             frames=frames,
+            cut=cut,
+            recipe=recipe,
             cache=training.FeatureCache(places.feature_folder()),
             device=model_management.get_torch_device(),
             listener=NodeListener(cls.hidden.unique_id),
@@ -100,9 +116,17 @@ def size_input(name: str, label: str, most: int, help: str) -> io.Input:
     )
 
 
-def check_size(base: BaseChoice, width: int, height: int, frames: int) -> tuple[int, int, int]:
+def cut_of(settings: dict) -> training.CutConfig:
+    """How clips are cut, from those of a node's inputs that say so. ValueError where one is out of its limits."""
+    names = training.CutConfig.__dataclass_fields__
+    return training.CutConfig(**{name: value for name, value in settings.items() if name in names})
+
+
+def check_size(
+    base: BaseChoice, width: int, height: int, frames: int, cut: training.CutConfig
+) -> tuple[int, int, int]:
     """The size that clips will have, with the model's own for 0. Raises ValueError where the model cannot take it."""
     suits = base.base.defaults
     size = width or suits.width, height or suits.height, frames or suits.frames
-    base.base.grid.check(*size)
+    training.all_sizes(*size, cut, base.base.grid)
     return size

@@ -22,7 +22,9 @@ class RecipeSettings(io.ComfyNode):
             description="How the LoRA is trained: batches, schedule, noise levels. Train works without this node.",
             search_aliases=["optimizer", "schedule", "timestep", "lora"],
             inputs=all_settings(training.RecipeConfig, visible=VISIBLE),
-            outputs=[Recipe.Output("recipe", tooltip="The settings, for Train LoRA.")],
+            outputs=[
+                Recipe.Output("recipe", tooltip="The settings, for Train LoRA; and Prepare if captions are shuffled.")
+            ],
         )
 
     @classmethod

@@ -12,6 +12,7 @@ from .. import training
 CATEGORY = "Video LoRA"
 
 Clips = io.Custom("VLS_CLIPS")
+Captioner = io.Custom("VLS_CAPTIONER")
 Base = io.Custom("VLS_BASE_MODEL")
 TrainingSetSocket = io.Custom("VLS_TRAINING_SET")
 Adapter = io.Custom("VLS_ADAPTER")

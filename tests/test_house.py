@@ -12,11 +12,14 @@ ROOMS = {"loaders": 0, "training": 1, "nodes": 2}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "node_helpers"}
 DOORS = {
     "peft": ["training/adapter.py"],
-    "av": ["loaders/video_file.py"],
+    "av": ["loaders/video_file.py", "loaders/video_stream.py", "loaders/video_colour.py", "loaders/video_writer.py"],
     "safetensors": ["loaders/safetensors_file.py"],
     "diffusers": ["training/families/"],
     "transformers": ["training/dataset/captioners/"],
     "folder_paths": ["nodes/places.py"],
+    "requests": ["training/dataset/captioners/service.py"],
+    "urllib3": ["training/dataset/captioners/service.py"],
+    "scenedetect": ["training/dataset/shots.py"],
 }
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core"}
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from pathlib import Path
 
 import torch
 
@@ -28,10 +29,22 @@ def trained_streams(training_set: TrainingSet, base: BaseModel, recipe: RecipeCo
     return streams
 
 
+def check_captions(training_set: TrainingSet, recipe: RecipeConfig) -> None:
+    """ValueError where the recipe asks for orders of captions that were not prepared."""
+    asked, there = (recipe.caption_shuffle, recipe.caption_orders), (training_set.shuffle, training_set.orders)
+    if recipe.caption_shuffle != "off" and asked != there:
+        has = "no other orders" if training_set.shuffle == "off" else f"{there[1]} orders by {there[0]}"
+        raise ValueError(
+            f"Caption shuffle is set to {asked[1]} orders by {asked[0]}, and the training set has {has}: connect the "
+            "same Recipe Settings to Prepare and Train."
+        )
+
+
 class Batches:
     """An endless, shuffled sequence of batches, each of samples of one shape.
 
-    Every epoch shows every sample once. The batch at a position depends on the seed and the position only.
+    Every epoch shows every sample as often as its repeats say. The batch at a position, and which captions stand
+    beside its clips, depend on the seed and the position only.
     """
 
     def __init__(self, training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig, *, seed: str):
@@ -39,11 +52,13 @@ class Batches:
         """Names of the streams that are trained; a sample may lack some of them, not all."""
         self._samples = [sample for sample in training_set.samples if self.streams & sample.streams]
         self._base = base
+        self._recipe = recipe
         self._batch_size = recipe.batch_size
+        self._no_caption = training_set.no_caption
         self._seed = seed
         self._shapes: dict[tuple, list[int]] = defaultdict(list)
         for index, sample in enumerate(self._samples):
-            self._shapes[sample.shapes].append(index)
+            self._shapes[sample.shapes] += [index] * sample.repeats
         self._epoch = -1
         self._order: list[list[int]] = []
 
@@ -58,10 +73,31 @@ class Batches:
             self._epoch, self._order = epoch, self._shuffled(epoch)
         return [self._samples[index] for index in self._order[place]]
 
+    def captions(self, position: int) -> list[Path]:
+        """For each sample of the batch at `position` the features of the caption that is shown with it.
+
+        Any of its captions, in any of its orders where the recipe shuffles, or none as often as it drops them.
+        """
+        samples = self.samples(position)
+        drawn = torch.rand(len(samples), 3, generator=generator(self._seed, "caption", position)).tolist()
+        return [self._caption(sample, *draws) for sample, draws in zip(samples, drawn, strict=True)]
+
+    def _caption(self, sample: Sample, drop: float, which: float, order: float) -> Path:
+        """The caption that three numbers in 0..1, 1 excluded, choose."""
+        if drop < self._recipe.caption_dropout:
+            return self._no_caption
+        caption = sample.captions[int(which * len(sample.captions))]
+        orders = [caption.features, *(caption.shuffled if self._recipe.caption_shuffle != "off" else ())]
+        return orders[int(order * len(orders))]
+
     def read(self, position: int) -> tuple[Streams, Features]:
         """The clean streams and the features of the batch at `position`, on the CPU."""
         clean, features = self._base.family.collate(
-            self._base, [load_sample(sample) for sample in self.samples(position)]
+            self._base,
+            [
+                load_sample(sample, caption)
+                for sample, caption in zip(self.samples(position), self.captions(position), strict=True)
+            ],
         )
         return {name: clean[name] for name in clean if name in self.streams}, features
 

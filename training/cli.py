@@ -75,6 +75,38 @@ def info(arguments: argparse.Namespace) -> None:
         print(f"  {name}: {value}")
 
 
+def cache(arguments: argparse.Namespace) -> None:
+    """Print what a feature cache holds; delete what no training set needs, where that is asked for."""
+    from ..loaders.feature_cache import FeatureCache
+    from .dataset.cache_care import clean_cache
+
+    if not arguments.folder.is_dir():
+        raise ValueError(f"There is no folder {arguments.folder}: give the feature cache's.")
+    print(clean_cache(FeatureCache(arguments.folder), remove=arguments.remove, forget_after=arguments.forget_after))
+
+
+def captions(arguments: argparse.Namespace) -> None:
+    """Print the captions of a folder, or change them in all its clips."""
+    from .dataset import review
+
+    folder, what = arguments.folder, arguments.what
+    if what == "list":
+        for clip in review.review(folder):
+            print(f"{clip.name}{' (left out)' if clip.excluded else ''}: {clip.caption or 'no caption'}")
+        return
+    if what == "replace":
+        done = review.replace_everywhere(
+            folder, arguments.find, arguments.put, match_case=arguments.match_case, whole_words=arguments.whole_words
+        )
+    else:
+        done = (review.insert_trigger if what == "insert" else review.remove_trigger)(folder, arguments.word)
+    for change in done.changes:
+        print(f"{change.name}: {change.after or 'no caption'}")
+    print(f"{len(done.changes)} changed")
+    if done.failed:
+        raise ValueError(" ".join(done.failed.values()))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     main_parser = argparse.ArgumentParser(prog="video-lora", description="Train video LoRAs from a folder of footage.")
@@ -90,13 +122,41 @@ def parser() -> argparse.ArgumentParser:
     sub.add_argument("file", type=Path, metavar="FILE")
     sub.add_argument("--all", action="store_true", help="show long entries as well")
     sub.set_defaults(run=info)
+
+    sub = commands.add_parser("cache", help="what the feature cache holds, and removing what is not needed")
+    sub.add_argument("folder", type=Path, metavar="FOLDER", help="output/video_lora/_features of your ComfyUI")
+    sub.add_argument("--remove", action="store_true", help="delete the files that no training set needs")
+    sub.add_argument("--forget-after", type=int, default=0, metavar="DAYS",
+                     help="sets not prepared for so long are not needed (default: keep all)")
+    sub.set_defaults(run=cache)
+
+    sub = commands.add_parser("captions", help="see and change the captions of a folder of clips")
+    _add_caption_commands(sub.add_subparsers(required=True, metavar="WHAT", dest="what"))
+    sub.set_defaults(run=captions)
     return main_parser
+
+
+def _add_caption_commands(commands) -> None:
+    for what, told in (("list", "print every clip's caption"), ("replace", "find and replace a text everywhere"),
+                       ("insert", "put a trigger word before every caption"),
+                       ("remove", "take a trigger word out of every caption")):
+        sub = commands.add_parser(what, help=told)
+        sub.add_argument("folder", type=Path, metavar="FOLDER")
+        if what == "replace":
+            sub.add_argument("find", metavar="FIND")
+            sub.add_argument("put", metavar="REPLACEMENT")
+            sub.add_argument("--match-case", action="store_true", help="capital and small letters differ")
+            sub.add_argument("--whole-words", action="store_true", help="do not find cat in category")
+        elif what != "list":
+            sub.add_argument("word", metavar="WORD")
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; 1 where it ended with an error, said in one line."""
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(message)s")
     arguments = parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):  # Windows consoles and pipes may lack letters of names and captions
+        stream.reconfigure(errors="replace")
     try:
         arguments.run(arguments)
     except (ValueError, OSError) as error:

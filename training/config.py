@@ -57,6 +57,41 @@ PRECISIONS = ("auto", "bf16", "fp32")
 
 
 @dataclass(frozen=True, kw_only=True)
+class CutConfig:
+    """How clips are cut to size and length before they are encoded."""
+
+    fit: str = setting(
+        "keep proportions", "Fit", "keep proportions: every clip keeps its shape, at about as many pixels as Width x "
+        "Height. crop to this size: every clip is cut to Width x Height from its middle.",
+        choices=("keep proportions", "crop to this size"),
+    )
+    windows: str = setting(
+        "head", "Windows", "Which part of each clip is used. head: its start. middle: its middle. whole clip: as few "
+        "windows of Frames as cover all of it. several windows: some, spread evenly. sliding windows: one every so "
+        "many seconds.", choices=("head", "middle", "whole clip", "several windows", "sliding windows"),
+    )
+    window_count: int = setting(
+        3, "Window count", "For several windows: how many of each clip. Short clips give fewer: no two share more than "
+        "half of their frames.", low=1, high=100,
+    )
+    window_step: float = setting(
+        1.0, "Window step", "For sliding windows: seconds from the start of one window to the start of the next.",
+        low=0.1, high=600.0, step=0.1,
+    )
+    upscale: bool = setting(
+        False, "Enlarge small clips", "Bring clips that are smaller than asked for up to the size. Without it they are "
+        "used as small as they are, because enlarging teaches blur.",
+    )
+    more_sizes: str = setting(
+        "", "More sizes", "Further sizes that every clip is prepared at as well, as width x height x frames, with "
+        "commas between: 512x512x33, 960x544x17",
+    )
+
+    def __post_init__(self):
+        check(self)
+
+
+@dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
     """What the LoRA adapts, and how strongly. Rank is on `RunConfig`: it is asked of everybody."""
 
@@ -142,6 +177,20 @@ class RecipeConfig:
     save_every: int = setting(
         250, "Save every", "Steps between copies of the LoRA kept in the run's folder. 0 keeps none.",
         low=0, high=1000000,
+    )
+    caption_dropout: float = setting(
+        0.0, "Caption dropout", "Share of the clips shown without any caption, so that the LoRA also works where "
+        "little is said. 0.05 to 0.1 is usual where it is used; too much weakens the trigger word.",
+        low=0.0, high=1.0, step=0.05,
+    )
+    caption_shuffle: str = setting(
+        "off", "Caption shuffle", "Show the sentences or the tags (parted by commas) of a caption in other orders, so "
+        "that their order is not learnt. A trigger word that stands first stays first. Connect this node to Prepare as "
+        "well, which encodes the orders.", choices=("off", "sentences", "tags"),
+    )
+    caption_orders: int = setting(
+        4, "Caption orders", "How many further orders of each caption are encoded where captions are shuffled.",
+        low=1, high=32,
     )
 
     def __post_init__(self):

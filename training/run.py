@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..loaders.lora_file import read_lora, written_by_run
 from .adapter import Adapter, adapted_layers, linear_layers
-from .batches import Batches, trained_streams
+from .batches import Batches, check_captions, trained_streams
 from .config import PRECISIONS, RunConfig
 from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
@@ -209,6 +209,7 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
             f"The training set was prepared for another {base.family.name} model than {base.title}: connect the same "
             "base model to Prepare and Train."
         )
+    check_captions(training_set, parts[0].config.recipe)
     for place in (parts[0].lora_file.parent, folder.folder):
         check_writable(place)
     for part in parts:

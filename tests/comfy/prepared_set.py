@@ -9,7 +9,7 @@ import torch
 
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training import BaseModel, TrainingSet
-from video_lora_studio.training.dataset.training_set import PREVIEW, Sample
+from video_lora_studio.training.dataset.training_set import PREVIEW, Caption, Sample
 from video_lora_studio.training.families.model_family import Features
 
 
@@ -34,10 +34,11 @@ def set_of(folder: Path, base: BaseModel, clips: Sequence[Features], captions: S
         write_tensors(clip_file, {**clip, PREVIEW: torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {})
         write_tensors(caption_file, caption, {})
         shapes = tuple((name, tuple(clip[name].shape)) for name in sorted(clip))
-        samples.append(Sample(name=clip_file.stem, caption="random", clip_features=clip_file,
-                              caption_features=caption_file, shapes=shapes, key=f"{index:064x}"))
+        samples.append(Sample(name=clip_file.stem, captions=(Caption(text="random", features=caption_file),),
+                              clip_features=clip_file, shapes=shapes, key=f"{index:064x}"))
     _, frames, height, width = clips[0]["video"].shape
     stride = base.grid.space_stride
     return TrainingSet(family=base.family.name, form=base.form,
-                       caption_form=base.caption_form, samples=tuple(samples), trigger="", width=width * stride,
-                       height=height * stride, frames=(frames - 1) * base.grid.time_stride + 1, fps=base.grid.fps)
+                       caption_form=base.caption_form, samples=tuple(samples), no_caption=caption_file,
+                       trigger="", width=width * stride, height=height * stride,
+                       frames=(frames - 1) * base.grid.time_stride + 1, fps=base.grid.fps)

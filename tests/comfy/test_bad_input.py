@@ -20,6 +20,7 @@ pytestmark = pytest.mark.comfy
 def bad(comfy: ComfyServer) -> ComfyServer:
     """The server, with unusable clips and model files in its folders."""
     from footage import cut_off, write_sound, write_video
+    from nasty_files import scene
 
     folder = comfy.input
     for name in ("empty", "broken", "mixed", "short", "uncaptioned", "few_captions"):
@@ -34,8 +35,8 @@ def bad(comfy: ComfyServer) -> ComfyServer:
     write_video(folder / "short" / "blink.mp4", frames=2)
     (folder / "short" / "blink.txt").write_text("a blink", encoding="utf-8")
     for place in ("uncaptioned", "few_captions"):
-        shutil.copy(whole, folder / place / "bare.mp4")
-        shutil.copy(whole, folder / place / "blank.mp4")
+        write_video(folder / place / "bare.mp4", frames=30, draw=scene(1))
+        write_video(folder / place / "blank.mp4", frames=30, draw=scene(2))
         (folder / place / "blank.txt").write_text("  \n", encoding="utf-8")
     shutil.copy(whole, folder / "few_captions" / "told.mp4")
     (folder / "few_captions" / "told.txt").write_text("a told clip", encoding="utf-8")

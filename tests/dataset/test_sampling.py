@@ -7,7 +7,8 @@ import pytest
 from footage import read_counter, write_video
 
 from video_lora_studio.loaders.video_file import probe, read_frames
-from video_lora_studio.training.dataset.sampling import choose_frames
+from video_lora_studio.training.config import CutConfig
+from video_lora_studio.training.dataset.sampling import choose_windows
 from video_lora_studio.training.families.model_family import Grid
 
 GRID = Grid(fps=16, time_stride=4, space_stride=8, size_multiple=16, channels=16)
@@ -29,7 +30,7 @@ def test_every_frame_is_the_nearest_in_time(tmp_path, rate, ending):
     path = tmp_path / f"clip.{ending}"
     given = times if rate == "variable" else None
     footage = probe(write_video(path, frames=len(times), fps=fps, times=given, size=(80, 48)))
-    choice = choose_frames(footage.times, 16, 33, GRID)
+    (choice,) = choose_windows(footage.times, 16, 33, GRID)
     assert len(choice.indexes) == 33 and choice.seconds == pytest.approx(33 / 16)
     shown = [read_counter(frame.numpy()) for frame in read_frames(footage, choice.indexes, 80, 48)]
     for moment, number in zip(np.arange(33) / 16, shown, strict=True):
@@ -54,7 +55,7 @@ def test_every_frame_is_the_nearest_in_time(tmp_path, rate, ending):
     ],
 )
 def test_counts_and_notes(fps, count, wanted, frames, note):
-    choice = choose_frames([index / fps for index in range(count)], 16, wanted, GRID)
+    (choice,) = choose_windows([index / fps for index in range(count)], 16, wanted, GRID)
     assert len(choice.indexes) == frames and choice.notes == note
     assert choice.indexes[0] == 0 and list(choice.indexes) == sorted(choice.indexes)
 
@@ -69,5 +70,54 @@ def test_counts_and_notes(fps, count, wanted, frames, note):
 )
 def test_too_short(fps, count, message):
     with pytest.raises(ValueError) as caught:
-        choose_frames([index / fps for index in range(count)], 16, 49, GRID)
+        choose_windows([index / fps for index in range(count)], 16, 49, GRID)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("cut", "count", "starts", "notes"),
+    [
+        ({"windows": "head"}, 192, [0], ["first 3.1 s of 12.0 s"]),
+        ({"windows": "middle"}, 192, [71], ["4.4-7.5 s of 12.0 s"]),
+        ({"windows": "middle"}, 49, [0], []),
+        ({"windows": "whole clip"}, 192, [0, 48, 95, 143], ["first 3.1 s of 12.0 s", "3.0-6.1 s of 12.0 s"]),
+        ({"windows": "whole clip"}, 52, [1], ["0.1-3.1 s of 3.2 s"]),
+        ({"windows": "whole clip"}, 60, [0, 11], ["first 3.1 s of 3.8 s", "0.7-3.8 s of 3.8 s"]),
+        ({"windows": "whole clip"}, 30, [0], ["29 of 49 frames: the clip is 1.9 s long"]),
+        ({"windows": "several windows"}, 192, [0, 72, 143], ["first 3.1 s of 12.0 s", "4.5-7.6 s of 12.0 s"]),
+        ({"windows": "several windows", "window_count": 1}, 192, [71], ["4.4-7.5 s of 12.0 s"]),
+        ({"windows": "several windows"}, 80, [0, 31],
+         ["first 3.1 s of 5.0 s", "2 of 3 windows: the clip is too short for more"]),
+        ({"windows": "sliding windows"}, 112, [0, 16, 32, 48], ["first 3.1 s of 7.0 s", "1.0-4.1 s of 7.0 s"]),
+        ({"windows": "sliding windows", "window_step": 2.5}, 112, [0, 40], ["first 3.1 s of 7.0 s"]),
+    ],
+)
+def test_windows(cut, count, starts, notes):
+    windows = choose_windows([index / 16 for index in range(count)], 16, 49, GRID, CutConfig(**cut))
+    found = [window.indexes[0] for window in windows]
+    assert [one == other for one, other in zip(found, starts, strict=True)] == [True] * len(starts)
+    for window in windows:
+        assert list(window.indexes) == list(range(window.indexes[0], window.indexes[0] + len(window.indexes)))
+        assert len(window.indexes) == min(49, GRID.frames_within(count)) and window.indexes[-1] < count
+        assert window.start == window.indexes[0] / 16
+    assert len({window.indexes for window in windows}) == len(windows)
+    said = [note for window in windows for note in window.notes]
+    assert set(notes) <= set(said)
+
+
+def test_the_whole_clip_misses_nothing():
+    for count in range(53, 400, 7):
+        times = [index / 16 for index in range(count)]
+        windows = choose_windows(times, 16, 49, GRID, CutConfig(windows="whole clip"))
+        used = {index for window in windows for index in window.indexes}
+        assert used == set(range(count)) and len(windows) == -(-(count - 3) // 49)
+    (one,) = choose_windows([index / 16 for index in range(52)], 16, 49, GRID, CutConfig(windows="whole clip"))
+    assert len(one.indexes) == 49
+
+
+@pytest.mark.parametrize("rate", [12, 25, 60])
+def test_windows_are_true_to_time_at_any_rate(rate):
+    times = [index / rate for index in range(8 * rate)]
+    for window in choose_windows(times, 16, 33, GRID, CutConfig(windows="sliding windows")):
+        for frame, index in enumerate(window.indexes):
+            assert abs(times[index] - window.start - frame / 16) <= 0.5 / rate + 1e-9

@@ -1,8 +1,11 @@
 """Features on disk: whole or absent, whoever else writes."""
 
+import json
 import logging
 import multiprocessing
+import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -43,10 +46,90 @@ def test_a_broken_file_counts_as_absent(tmp_path, caplog, broken):
 def test_reading_what_is_not_whole_says_what_to_do(tmp_path, spoil, words):
     cache = FeatureCache(tmp_path)
     cache.store(KEY, {"video": torch.ones(3)}, {})
+    token = cache.token()
+    assert cache.token() == token
     spoil(cache.path(KEY))
     with pytest.raises(ValueError, match=f"{words} .*queue Prepare again"):
         read_features(cache.path(KEY))
-    assert not cache.path(KEY).exists()
+    assert not cache.path(KEY).exists() and cache.token() != token
+
+
+@pytest.mark.parametrize("place", [-1, -300, -790])
+def test_one_changed_byte_is_found_when_features_are_read(tmp_path, place):
+    cache = FeatureCache(tmp_path)
+    cache.store(KEY, {"video": torch.ones(150), "text": torch.zeros(50)}, {"kind": "clip"})
+    data = bytearray(cache.path(KEY).read_bytes())
+    data[place] ^= 1
+    cache.path(KEY).write_bytes(data)
+    assert cache.has(KEY)
+    with pytest.raises(ValueError, match="is broken .*queue Prepare again"):
+        cache.load(KEY)
+    assert not cache.has(KEY)
+    cache.store(KEY, {"video": torch.ones(150)}, {"kind": "clip"})
+    assert cache.load(KEY)["video"].sum() == 150
+
+
+def aged(cache, key, days):
+    """Store features and make them this old."""
+    cache.store(key, {"video": torch.ones(10)}, {})
+    stamp = time.time() - days * 24 * 3600
+    os.utime(cache.path(key), (stamp, stamp))
+    return key
+
+
+def test_orphans_are_what_no_training_set_needs_and_nobody_used_within_a_day(tmp_path):
+    cache = FeatureCache(tmp_path)
+    first, second, dropped, young = (aged(cache, f"{n:02x}" * 32, days) for n, days in enumerate((9, 9, 9, 0.5)))
+    cache.record("cats 512x512", [first, dropped])
+    cache.record("dogs", [second])
+    assert cache.orphans() == []
+    cache.record("cats 512x512", [first, young])
+    assert cache.orphans() == [cache.path(dropped)]
+    assert [(stored.name, stored.keys) for stored in cache.sets()] == [
+        ("cats 512x512", {first, young}), ("dogs", {second}),
+    ]
+    size = cache.path(dropped).stat().st_size
+    assert cache.remove_orphans() == (1, size) and cache.remove_orphans() == (0, 0)
+    assert [cache.path(key).exists() for key in (first, second, dropped, young)] == [True, True, False, True]
+    cache.forget("dogs")
+    cache.forget("was never there")
+    assert cache.orphans() == [cache.path(second)]
+
+
+@pytest.mark.parametrize("use", [FeatureCache.has, FeatureCache.load], ids=["asked for", "read"])
+def test_what_is_used_is_no_orphan_for_a_day(tmp_path, use):
+    cache = FeatureCache(tmp_path)
+    aged(cache, KEY, 3)
+    assert cache.orphans() == [cache.path(KEY)]
+    use(cache, KEY)
+    assert cache.orphans() == []
+
+
+def test_left_over_parts_go_with_the_orphans(tmp_path):
+    cache = FeatureCache(tmp_path)
+    aged(cache, KEY, 3)
+    cache.record("set", [KEY])
+    for name, days in (("old", 2), ("new", 0)):
+        part = cache.path(KEY).with_name(f"{KEY}.safetensors.{name}.part")
+        part.write_bytes(b"12345")
+        os.utime(part, (time.time() - days * 24 * 3600,) * 2)
+    assert [path.name for path in cache.orphans()] == [f"{KEY}.safetensors.old.part"]
+    assert cache.remove_orphans() == (1, 5)
+    assert cache.has(KEY)
+
+
+@pytest.mark.parametrize("broken", ["", "[]", "{}", json.dumps({"name": "a", "keys": 3, "recorded": 1})])
+def test_a_record_that_cannot_be_read_stops_cleaning(tmp_path, broken):
+    cache = FeatureCache(tmp_path)
+    aged(cache, KEY, 3)
+    cache.record("set", [])
+    record = next(tmp_path.glob("sets/*.json"))
+    record.write_text(broken, encoding="utf-8")
+    with pytest.raises(ValueError, match="queue Prepare again"):
+        cache.remove_orphans()
+    assert cache.path(KEY).exists()
+    cache.record("set", [KEY])
+    assert cache.orphans() == []
 
 
 def test_a_folder_that_cannot_be_written_is_said(tmp_path):
@@ -93,3 +176,12 @@ def test_the_token_stays_until_the_folder_is_deleted(tmp_path):
     assert FeatureCache(tmp_path / "features").token() == first
     shutil.rmtree(cache.folder)
     assert cache.token() != first
+
+
+@pytest.mark.parametrize("name", ["xl/style.safetensors", "xl/style.part", "ab/abc.safetensors", "ab/abc.part"])
+def test_files_of_others_are_never_removed(tmp_path, name):
+    path = tmp_path / name
+    path.parent.mkdir()
+    path.write_bytes(b"somebody's")
+    os.utime(path, (0, 0))
+    assert FeatureCache(tmp_path).remove_orphans() == (0, 0) and path.exists()

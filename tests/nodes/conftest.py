@@ -23,6 +23,8 @@ class FolderPaths(types.ModuleType):
         self.root = root
         self.lists = {"datasets": ["datasets"], "loras": ["models/loras", "output/loras"],
                       "diffusion_models": ["models/diffusion_models"]}
+        self.models_dir = str(root / "models")
+        self.folder_names_and_paths = self.lists
         for place in ("input", "output", *(place for places in self.lists.values() for place in places)):
             (root / place).mkdir(parents=True, exist_ok=True)
 

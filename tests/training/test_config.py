@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from video_lora_studio.training.config import AdapterConfig, RecipeConfig, RunConfig, limits_of
+from video_lora_studio.training.config import AdapterConfig, CutConfig, RecipeConfig, RunConfig, limits_of
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,10 @@ from video_lora_studio.training.config import AdapterConfig, RecipeConfig, RunCo
         (RecipeConfig, "batch_size", 0, "Batch size is 0"),
         (RecipeConfig, "schedule", "wobbly", "Schedule is 'wobbly'"),
         (RecipeConfig, "logit_std", 0.0, "Logit width is 0.0"),
+        (RecipeConfig, "caption_dropout", 1.5, "Caption dropout is 1.5"),
+        (RecipeConfig, "caption_shuffle", "words", "Caption shuffle is 'words'; choose one of: off, sentences, tags"),
+        (CutConfig, "fit", "stretch", "Fit is 'stretch'"),
+        (CutConfig, "window_step", 0.0, "Window step is 0.0"),
     ],
 )
 def test_a_setting_outside_its_limits_is_refused_by_its_label(config, setting, value, said):
@@ -46,7 +50,7 @@ def test_names_that_cannot_be_files_are_refused(name):
 
 
 def test_every_setting_has_a_label_and_help():
-    for config in (RunConfig, AdapterConfig, RecipeConfig):
+    for config in (RunConfig, AdapterConfig, CutConfig, RecipeConfig):
         for name, field in config.__dataclass_fields__.items():
             if field.metadata:
                 assert limits_of(config, name).label and len(limits_of(config, name).help) > 20

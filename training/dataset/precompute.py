@@ -7,30 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
+import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ...loaders.feature_cache import FeatureCache, file_digest
+from ...loaders.feature_cache import FeatureCache
 from ...loaders.safetensors_file import Header
-from ...loaders.video_file import Footage, FootageEnds, FootageError, read_frames, read_sound
+from ...loaders.video_file import FootageEnds, FootageError, read_frames, read_sound
+from ..config import CutConfig, RecipeConfig
 from ..families.model_family import BaseModel, DecodedClip, Encoders, Features
 from ..listener import Listener, Progress, SilentListener
-from .clip_set import Clip, ClipSet, LeftOut, counted, files, left_out_line, quoted, rate
-from .sampling import FrameChoice, choose_frames
-from .training_set import PREVIEW, Sample, TrainingSet
+from .buckets import all_sizes
+from .clip_set import Clip, ClipSet, LeftOut
+from .plans import Plan, Work, key_of, plan_clip
+from .preparation import notes_of, report_of
+from .training_set import PREVIEW, Caption, Sample, TrainingSet
 
 log = logging.getLogger(__name__)
 
-FEATURE_VERSION = 1
-"""Part of every key: raise it when what is stored, or how frames are chosen, scaled and cropped, changes."""
 PREVIEW_SIDE = 160  # pixels
 
 
@@ -42,33 +43,28 @@ class Prepared:
     report: str
     left_out: tuple[LeftOut, ...]
     encoded_clips: int
-    """Clips that were not in the cache."""
+    """Samples that were not in the cache."""
     encoded_captions: int
+    """Texts that were not in the cache: captions, other orders of them, the empty caption."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Job:
-    """What is the same for all clips."""
+    """The work, and where it is done."""
 
-    base: BaseModel
-    encoders: Encoders
-    width: int
-    height: int
-    frames: int
+    work: Work
     cache: FeatureCache
     device: torch.device
     listener: Listener
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Plan:
-    """One clip, the frames of it that are used, and what its features are called."""
+class _Decoded:
+    """What was read of a plan, which is the plan that was carried out: fewer frames may decode than were planned."""
 
-    clip: Clip
-    footage: Footage
-    choice: FrameChoice
-    key: str
-    caption_key: str
+    plan: Plan
+    frames: Tensor
+    sound: Tensor | None
 
 
 def prepare(
@@ -79,37 +75,51 @@ def prepare(
     width: int,
     height: int,
     frames: int,
+    cut: CutConfig | None = None,
+    recipe: RecipeConfig | None = None,
     cache: FeatureCache,
     device: torch.device | None = None,
     listener: Listener | None = None,
 ) -> Prepared:
-    """Every clip brought to `frames` frames of width x height at the model's frame rate, encoded, and cached.
+    """Every clip cut as `cut` says to about width x height and `frames` frames at the model's rate, encoded, cached.
 
-    Captions first, then clips one at a time; what the cache has is not encoded again. Clips that cannot be used are
-    left out, with the reason in the report. Frozen parts of the model that captions go through run on `device` (CPU).
-    Raises ValueError where the model cannot take this size or length, no clip is left, an encoder is another model's
-    or gives numbers that are not finite; OSError where the cache cannot be written.
+    Captions first, in the orders that `recipe` shuffles them to, then clips one at a time; what the cache has is not
+    encoded again. Clips that cannot be used are left out, with the reason in the report. Frozen parts of the model that
+    captions go through run on `device` (CPU).
+    Raises ValueError where the model cannot take this size or length, no clip is left, there is neither a caption nor a
+    trigger word, an encoder is another model's or gives numbers that are not finite; OSError where the cache cannot be
+    written.
     """
-    base.grid.check(width, height, frames)
-    _check_encoders(base, encoders)
-    job = _Job(
-        base=base, encoders=encoders, width=width, height=height, frames=frames, cache=cache,
-        device=device or torch.device("cpu"), listener=listener or SilentListener(),
+    cut, recipe = cut or CutConfig(), recipe or RecipeConfig()
+    work = Work(
+        base=base, encoders=encoders, sizes=all_sizes(width, height, frames, cut, base.grid), cut=cut, recipe=recipe
     )
+    job = _Job(work=work, cache=cache, device=device or torch.device("cpu"), listener=listener or SilentListener())
+    _check_encoders(base, encoders)
+    _check_captions(clips)
     left_out: list[LeftOut] = []
     plans = _plan_all(job, clips.clips, left_out)
     _check_some(plans, left_out)
-    encoded_captions = _encode_captions(job, plans)
+    texts = _texts(work, plans)
+    encoded_captions = _encode_captions(job, texts)
     plans, encoded_clips = _encode_clips(job, plans, left_out)
     _check_some(plans, left_out)
     training_set = TrainingSet(
         family=base.family.name, form=base.form, caption_form=base.caption_form,
-        samples=tuple(_sample(job, plan) for plan in plans), trigger=clips.trigger,
-        width=width, height=height, frames=frames, fps=base.grid.fps,
+        samples=tuple(_sample(job, plan) for plan in plans), no_caption=cache.path(work.caption_key("")),
+        trigger=clips.trigger, width=width, height=height, frames=max(size.frames for size in work.sizes),
+        fps=base.grid.fps, shuffle=recipe.caption_shuffle,
+        orders=0 if recipe.caption_shuffle == "off" else recipe.caption_orders,
     )
+    folders = ", ".join(map(str, (clips.folder, *clips.joined)))
+    sizes = ", ".join(map(str, work.sizes))
+    cache.record(f"{folders} for {base.title} at {sizes}", [*(plan.key for plan in plans), *texts])
     every_left_out = (*clips.left_out, *left_out)
-    report = _report(job, plans, training_set, every_left_out, encoded_clips, encoded_captions)
-    log.info("prepared %d clips (%d encoded), %d captions encoded", len(plans), encoded_clips, encoded_captions)
+    report = report_of(
+        work, plans, training_set, every_left_out, cache, encoded_clips=encoded_clips, texts=len(texts),
+        encoded_captions=encoded_captions,
+    )
+    log.info("prepared %d samples (%d encoded), %d captions encoded", len(plans), encoded_clips, encoded_captions)
     return Prepared(
         training_set=training_set, report=report, left_out=every_left_out, encoded_clips=encoded_clips,
         encoded_captions=encoded_captions,
@@ -124,121 +134,130 @@ def _check_encoders(base: BaseModel, encoders: Encoders) -> None:
             raise ValueError(f"{base.title} needs one more encoder: connect its {what} to Prepare.")
 
 
-def _plan_all(job: _Job, clips: Sequence[Clip], left_out: list[LeftOut]) -> list[_Plan]:
+def _check_captions(clips: ClipSet) -> None:
+    """ValueError where there is no word at all to call the LoRA by."""
+    if not any(caption for clip in clips.clips for caption in clip.captions):
+        raise ValueError(
+            f"No clip in {clips.folder} has a caption: set a trigger word in Load Clips, let Caption Clips write "
+            "captions, or put a .txt with the same name beside each clip."
+        )
+
+
+def _plan_all(job: _Job, clips: Sequence[Clip], left_out: list[LeftOut]) -> list[Plan]:
     plans = []
     for clip in _steps(job, "Reading clips", clips, lambda clip: clip.name):
         try:
-            plans.append(_plan(job, clip, clip.footage))
+            plans += plan_clip(job.work, clip, clip.footage, left_out)
         except FootageError as error:
             left_out.append(LeftOut(name=clip.name, reason=error.reason))
     return plans
 
 
-def _plan(job: _Job, clip: Clip, footage: Footage) -> _Plan:
-    """Which frames, and the keys of the features. FootageError where too few frames are there or the file is gone."""
-    grid, encoders = job.base.grid, job.encoders
-    if footage.kind == "image":
-        choice = FrameChoice(indexes=(0,), seconds=0.0)
-    else:
-        try:
-            choice = choose_frames(footage.times, grid.fps, job.frames, grid)
-        except ValueError as error:
-            raise FootageError(clip.path, str(error)) from error
-    try:
-        content = file_digest(clip.path)
-    except OSError as error:
-        raise FootageError(clip.path, f"cannot be read any more ({error.strerror or error})") from error
-    used = [*sorted(job.base.needs), *(["sound"] if _sounds(job, footage) else [])]
-    identities = [encoders.clip.identity, *(getattr(encoders, name).identity for name in used)]
-    return _Plan(
-        clip=clip, footage=footage, choice=choice,
-        key=_key("clip", FEATURE_VERSION, job.base.form, content, choice.indexes, job.width, job.height, identities),
-        caption_key=_key(
-            "caption", FEATURE_VERSION, job.base.caption_form, clip.captions[0], encoders.caption.identity
-        ),
-    )
-
-
-def _key(*parts) -> str:
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-
-
-def _check_some(plans: list[_Plan], left_out: list[LeftOut]) -> None:
+def _check_some(plans: list[Plan], left_out: list[LeftOut]) -> None:
     if not plans:
         reasons = "; ".join(f"{item.name}: {item.reason}" for item in left_out[:10])
         raise ValueError(f"None of the clips can be used: {reasons}.")
 
 
-def _encode_captions(job: _Job, plans: Sequence[_Plan]) -> int:
-    """Encode the captions that the cache lacks; how many those were."""
-    missing = {plan.caption_key: plan.clip for plan in plans if not job.cache.has(plan.caption_key)}
-    captions = (clip.captions[0] for clip in missing.values())
+def _texts(work: Work, plans: Sequence[Plan]) -> dict[str, tuple[str, str]]:
+    """By key every text that is needed and what it is, the empty caption last."""
+    texts: dict[str, tuple[str, str]] = {}
+    for plan in plans:
+        for text in itertools.chain.from_iterable(plan.texts):
+            texts.setdefault(work.caption_key(text), (text, f"caption of {plan.clip.name}"))
+    texts.setdefault(work.caption_key(""), ("", "the empty caption"))
+    return texts
+
+
+def _encode_captions(job: _Job, texts: Mapping[str, tuple[str, str]]) -> int:
+    """Encode the texts that the cache lacks; how many those were."""
+    base, missing = job.work.base, [(key, *text) for key, text in texts.items() if not job.cache.has(key)]
+    wanted = (text for _, text, _ in missing)
     with contextlib.closing(
-        job.base.family.prepare_captions(job.base, captions, job.encoders.caption, job.device)
+        base.family.prepare_captions(base, wanted, job.work.encoders.caption, job.device)
     ) as prepared:
-        for key, clip in _steps(job, "Encoding captions", list(missing.items()), lambda item: item[1].name):
-            with _naming(f"caption of {clip.name}"):
+        for key, text, what in _steps(job, "Encoding captions", missing, lambda item: item[2]):
+            with _naming(what):
                 features = next(prepared)
                 _check_finite(features, "text encoder")
-            job.cache.store(key, features, {"kind": "caption", "caption": clip.captions[0]})
+            job.cache.store(key, features, {"kind": "caption", "caption": text})
     return len(missing)
 
 
-def _encode_clips(job: _Job, plans: Sequence[_Plan], left_out: list[LeftOut]) -> tuple[list[_Plan], int]:
-    """Encode the clips that the cache lacks. The plans as they were carried out, and how many clips were encoded."""
-    done: list[_Plan] = []
+def _encode_clips(job: _Job, plans: Sequence[Plan], left_out: list[LeftOut]) -> tuple[list[Plan], int]:
+    """Encode the samples that the cache lacks. The plans as they were carried out, and how many were encoded."""
+    lacking = {plan.key: plan for plan in plans if not job.cache.has(plan.key)}
+    carried_out: dict[str, Plan | FootageError] = {}
     encoded = 0
-    lacking = [plan for plan in plans if not job.cache.has(plan.key)]
-    carried_out = {}
-    for plan in _steps(job, "Encoding clips", lacking, lambda plan: plan.clip.name):
-        try:
-            carried_out[plan.clip.path], fresh = _encode_clip(job, plan)
-            encoded += fresh
-        except FootageError as error:
-            carried_out[plan.clip.path] = None
-            left_out.append(LeftOut(name=plan.clip.name, reason=error.reason))
+    with contextlib.closing(_read_ahead(job.work, list(lacking.values()))) as decoded:
+        for plan in _steps(job, "Encoding clips", list(lacking.values()), lambda plan: plan.name):
+            try:
+                read = next(decoded).result()
+            except FootageError as error:
+                carried_out[plan.key] = error
+                continue
+            carried_out[plan.key] = read.plan
+            if not job.cache.has(read.plan.key):  # fewer frames decode than planned, and so it was encoded before
+                _encode_clip(job, read)
+                encoded += 1
+            del read  # or three windows are in memory while the next but one is read
+    done = []
     for plan in plans:
-        plan = carried_out.get(plan.clip.path, plan)
-        if plan is not None:
-            done.append(plan)
+        outcome = carried_out.get(plan.key, plan)
+        if isinstance(outcome, FootageError):
+            left_out.append(LeftOut(name=plan.name, reason=outcome.reason))
+        elif outcome.clip is plan.clip:
+            done.append(outcome)
+        else:  # a copy of a clip, which has its own name and captions
+            done.append(dataclasses.replace(outcome, name=plan.name, clip=plan.clip, texts=plan.texts))
     return done, encoded
 
 
-def _encode_clip(job: _Job, plan: _Plan) -> tuple[_Plan, bool]:
-    """Encode one clip, from the frames that really decode. The plan as carried out, and whether it was encoded now."""
-    if job.cache.has(plan.key):  # a copy of it under another name has just been encoded
-        return plan, False
+def _read_ahead(work: Work, plans: Sequence[Plan]) -> Iterator[Future[_Decoded]]:
+    """What each plan reads, in order; while one is used, the next is being read: two windows of memory."""
+    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="read-ahead") as pool:
+        coming = None
+        for plan in (*plans, None):
+            ready, coming = coming, plan and pool.submit(_read, work, plan)
+            if ready:
+                yield ready
+                ready = None
+
+
+def _read(work: Work, plan: Plan) -> _Decoded:
+    """Decode a plan, from the frames that are really there. FootageError where they are too few."""
     try:
-        frames = read_frames(plan.footage, plan.choice.indexes, job.width, job.height)
+        frames = read_frames(plan.footage, plan.choice.indexes, plan.width, plan.height, plan.clip.crop)
     except FootageEnds as error:
-        footage = plan.footage
         if not error.decoded:
             raise
-        clip = dataclasses.replace(plan.clip, notes=(*plan.clip.notes, error.reason))
-        return _encode_clip(job, _plan(job, clip, dataclasses.replace(footage, times=footage.times[: error.decoded])))
-    with _naming(plan.clip.name):
-        decoded = DecodedClip(frames=frames.float().div_(255), sound=_read_sound(job, plan))
-        features = job.base.family.prepare_clip(job.base, decoded, job.encoders)
-        _check_finite(features, "VAE")
-    job.cache.store(plan.key, {**features, PREVIEW: _preview(frames)}, {"kind": "clip"})
-    return plan, True
+        footage = dataclasses.replace(plan.footage, times=plan.footage.times[: error.decoded])
+        shorter = {other.place: other for other in plan_clip(work, plan.clip, footage, [])}
+        if plan.place not in shorter:
+            raise
+        return _read(work, dataclasses.replace(shorter[plan.place], notes=(*plan.notes, error.reason)))
+    return _Decoded(plan=plan, frames=frames, sound=_read_sound(work, plan))
 
 
-def _sounds(job: _Job, footage: Footage) -> bool:
-    """Whether the sound of this footage is learnt."""
-    return "audio" in job.base.streams and job.encoders.sound is not None and footage.has_audio
-
-
-def _read_sound(job: _Job, plan: _Plan) -> Tensor | None:
+def _read_sound(work: Work, plan: Plan) -> Tensor | None:
     """The sound of the span of time that the frames cover; None where there is none to learn from."""
-    if not _sounds(job, plan.footage):
+    if not work.learns_sound_of(plan.footage):
         return None
-    start, seconds = plan.footage.times[plan.choice.indexes[0]], len(plan.choice.indexes) / job.base.grid.fps
+    start, seconds = plan.footage.times[plan.choice.indexes[0]], len(plan.choice.indexes) / work.base.grid.fps
     try:
-        return read_sound(plan.footage, start, seconds, job.encoders.sound.rate)
+        return read_sound(plan.footage, start, seconds, work.encoders.sound.rate)
     except FootageError as error:
         log.info("%s", error)
         return None
+
+
+def _encode_clip(job: _Job, read: _Decoded) -> None:
+    base = job.work.base
+    with _naming(read.plan.name):
+        decoded = DecodedClip(frames=read.frames.float().div_(255), sound=read.sound)
+        features = base.family.prepare_clip(base, decoded, job.work.encoders)
+        _check_finite(features, "VAE")
+    job.cache.store(read.plan.key, {**features, PREVIEW: preview_of(read.frames)}, {"kind": "clip"})
 
 
 @contextlib.contextmanager
@@ -255,7 +274,7 @@ def _check_finite(features: Features, encoder: str) -> None:
         raise ValueError(f"The {encoder} gave values that are not numbers: run it in bf16 or fp32.")
 
 
-def _preview(frames: Tensor) -> Tensor:
+def preview_of(frames: Tensor) -> Tensor:
     """First, middle and last of the frames (T, P, Q, 3) uint8, small; an image gives one."""
     count = len(frames)
     chosen = frames[sorted({0, count // 2, count - 1})]
@@ -265,60 +284,24 @@ def _preview(frames: Tensor) -> Tensor:
     return small.round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
-def _sample(job: _Job, plan: _Plan) -> Sample:
-    cache = job.cache
+def _sample(job: _Job, plan: Plan) -> Sample:
+    work, cache = job.work, job.cache
+    header = cache.header(plan.key)
+    keys = [[work.caption_key(text) for text in orders] for orders in plan.texts]
+    captions = tuple(
+        Caption(text=orders[0], features=cache.path(first), shuffled=tuple(map(cache.path, others)))
+        for orders, (first, *others) in zip(plan.texts, keys, strict=True)
+    )
     return Sample(
-        name=plan.clip.name, caption=plan.clip.captions[0], clip_features=cache.path(plan.key),
-        caption_features=cache.path(plan.caption_key), shapes=_shapes(cache.header(plan.key)),
-        key=_key(plan.key, plan.caption_key), notes=_notes(job, plan),
+        name=plan.name, captions=captions, clip_features=cache.path(plan.key), shapes=_shapes(header),
+        key=key_of(plan.key, keys, plan.clip.repeats), repeats=plan.clip.repeats,
+        notes=notes_of(work, plan, heard="audio" in header.tensors),
     )
 
 
 def _shapes(header: Header) -> tuple[tuple[str, tuple[int, ...]], ...]:
     """Name and shape of the features, without the preview."""
     return tuple((name, info.shape) for name, info in sorted(header.tensors.items()) if name != PREVIEW)
-
-
-def _notes(job: _Job, plan: _Plan) -> tuple[str, ...]:
-    """What was done to a clip."""
-    footage, choice = plan.footage, plan.choice
-    notes = ["image, 1 frame"]
-    if footage.kind == "video":
-        count = len(choice.indexes)
-        notes = [f"{count} frame{'' if count == 1 else 's'}, {choice.seconds:.1f} s"]
-        if abs(footage.fps / job.base.grid.fps - 1) > 0.005:
-            notes.append(f"{rate(footage.fps)} to {rate(job.base.grid.fps)} fps")
-        if "audio" in job.base.streams and job.encoders.sound and "audio" not in job.cache.header(plan.key).tensors:
-            notes.append("no sound: learns from the picture only")
-    scale = max(job.width / footage.width, job.height / footage.height)
-    if scale > 1:
-        notes.append(f"enlarged from {footage.width}x{footage.height}")
-    elif scale < 1:
-        notes.append(f"from {footage.width}x{footage.height}")
-    sides = 1 - job.width / (footage.width * scale), 1 - job.height / (footage.height * scale)
-    for lost, where in zip(sides, ("left and right", "top and bottom"), strict=True):
-        if lost > 0.005:
-            notes.append(f"{lost:.0%} cropped {where}")
-    return (*notes, *choice.notes, *plan.clip.notes)
-
-
-def _report(
-    job: _Job, plans: Sequence[_Plan], training_set: TrainingSet, left_out: Sequence[LeftOut], clips: int, captions: int
-) -> str:
-    """For people: what was made, what it cost, and a line for each clip."""
-    texts = len({plan.caption_key for plan in plans})
-    count, size = job.cache.size()
-    head = [
-        f"{counted([plan.clip for plan in plans])} ready, {files(len(left_out))} left out",
-        f"For {job.base.title}: {job.width}x{job.height}, {job.frames} frames at {rate(job.base.grid.fps)} fps",
-        f"Clips: {clips} encoded now, {len(plans) - clips} from the cache",
-        f"Captions: {captions} encoded now, {max(0, texts - captions)} from the cache",
-        f"Cache: {job.cache.folder}, {files(count)}, {size / 1e6:.1f} MB",
-    ]
-    used = [
-        f"{sample.name}: {', '.join(sample.notes)}; {quoted(sample.caption)}" for sample in training_set.samples
-    ]
-    return "\n".join([*head, "", *used, *map(left_out_line, left_out)])
 
 
 def _steps(job: _Job, phase: str, items: Sequence, name_of) -> Iterator:

@@ -1,4 +1,4 @@
-"""What training reads: cached features, clip by clip."""
+"""What training reads: cached features, sample by sample."""
 
 from __future__ import annotations
 
@@ -14,17 +14,29 @@ PREVIEW = "preview"
 
 
 @dataclass(frozen=True, kw_only=True)
+class Caption:
+    """One caption of a clip, and where its features are."""
+
+    text: str
+    features: Path
+    shuffled: tuple[Path, ...] = ()
+    """Features of the same caption with its parts in other orders."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One clip with its caption: where their features are, and what was done to it."""
+    """One window of a clip with its captions: where their features are, and what was done to it."""
 
     name: str
-    caption: str
+    captions: tuple[Caption, ...]
+    """At least one."""
     clip_features: Path
-    caption_features: Path
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     """Name and shape of each of the clip's features; samples of the same shapes can be in one batch."""
     key: str
-    """Changes whenever the features do."""
+    """Changes whenever the features or the repeats do."""
+    repeats: int = 1
+    """How often an epoch shows it."""
     notes: tuple[str, ...] = ()
 
     @property
@@ -42,12 +54,19 @@ class TrainingSet:
     """`BaseModel.form` and `caption_form` of the model it was prepared for."""
     caption_form: str
     samples: tuple[Sample, ...]
+    no_caption: Path
+    """Features of the empty caption, for caption dropout."""
     trigger: str
     width: int
     height: int
+    """What was asked for: a sample may be of another shape, and smaller."""
     frames: int
-    """Longest clip, in frames; a sample may have fewer."""
+    """Longest sample, in frames; a sample may have fewer."""
     fps: float
+    shuffle: str = "off"
+    """By what parts captions were shuffled, as `RecipeConfig.caption_shuffle`."""
+    orders: int = 0
+    """How many orders of each caption were asked for, as `RecipeConfig.caption_orders`."""
 
     @property
     def streams(self) -> frozenset[str]:
@@ -60,8 +79,11 @@ class TrainingSet:
         return hashlib.sha256("\n".join(sample.key for sample in self.samples).encode()).hexdigest()
 
 
-def load_sample(sample: Sample) -> Features:
-    """The features of a clip and of its caption, by name. ValueError where they are gone from the cache."""
+def load_sample(sample: Sample, caption: Path | None = None) -> Features:
+    """The features of a clip and of one caption (its first where none is given), by name.
+
+    ValueError where they are gone from the cache.
+    """
     clip = read_features(sample.clip_features)
     clip.pop(PREVIEW, None)
-    return {**clip, **read_features(sample.caption_features)}
+    return {**clip, **read_features(caption or sample.captions[0].features)}

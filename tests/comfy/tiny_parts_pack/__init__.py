@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from .family_parts import ClipVision, FamilyTextEncoder, FamilyVae
 from .weights import VOCABULARY, fill, tokenizer_model
+from .writing_parts import WritingClip
 
 COUNTS = {"vae": 0, "clip": 0}
 
@@ -119,7 +120,7 @@ class Write(io.ComfyNode):
 
 class TinyParts(ComfyExtension):
     async def get_node_list(self):
-        return [TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision]
+        return [TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision, WritingClip]
 
 
 async def comfy_entrypoint():

@@ -27,6 +27,16 @@ class Shown:
     max_tokens: int = 256
     seed: int = 0
 
+    @property
+    def timed_instruction(self) -> str:
+        """The instruction after a sentence on when the frames are, for what takes them as single images."""
+        if len(self.frames) < 2 or self.fps <= 0:
+            return self.instruction
+        return (
+            f"These {len(self.frames)} images are frames of one video, in order, {1 / self.fps:.2f} seconds apart. "
+            f"{self.instruction}"
+        )
+
 
 class Captioner(Protocol):
     """A model, or a service, that writes a caption for a clip."""
