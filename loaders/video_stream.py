@@ -48,13 +48,18 @@ def packets_of(container, stream) -> Iterator:
 
 
 def decoded(container, stream, seek_to: float | None, needed: Set[int] | None = None) -> Iterator:
-    """Frames in the order they are shown, from the key frame at or before `seek_to` (seconds of the file's clock).
+    """Frames in the order they are shown, from the key frame at or before `seek_to` (seconds of the file's clock), else
+    from the first.
 
     What does not decode is left out: the caller sees it by the times. With `needed`, times in the stream's units, a
     frame that is not among them and that no other frame is predicted from need not be decoded.
     """
     if seek_to is not None:
-        container.seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+        try:
+            container.seek(int(seek_to / stream.time_base), stream=stream, backward=True)
+        except av.FFmpegError:  # Matroska finds nothing before a stream's first packet: sound that begins late
+            with contextlib.suppress(av.FFmpegError):
+                container.seek(0, stream=stream, backward=False)
     for packet in packets_of(container, stream):
         if packet.is_corrupt:
             continue

@@ -12,6 +12,11 @@ from . import places
 from .progress import NodeListener, show_text
 from .sockets import CATEGORY, Clips, all_settings
 
+UNFIT = re.compile(
+    r'[<>:"|?*\x00-\x1f]|(^|/)\.|[. ](/|$)|(^|/)(con|prn|aux|nul|com\d|lpt\d) *(/|\.|$)', re.IGNORECASE
+)
+"""Signs and names that Windows does not allow, and hidden folders."""
+
 
 class SplitScenes(io.ComfyNode):
     """A film, or a folder of films, to a folder of shots under input/, and those as a set of clips."""
@@ -127,8 +132,8 @@ def _within(film: Path) -> Path:
 def shot_folder(name: str) -> Path:
     """The folder of this name under input/, whether it is there or not. Raises ValueError where the name is not fit."""
     relative = places.checked_relative(name, "Folder").removeprefix(f"{places.INPUT}/")
-    if re.search(r'[<>:"|?*\x00-\x1f]|(^|/)\.|[. ](/|$)', relative):
-        raise ValueError(f"Folder {name!r} holds a sign that not every system allows in names: use letters and digits.")
+    if UNFIT.search(relative):
+        raise ValueError(f"Folder {name!r} is no name on every system: choose another, of letters and digits.")
     root = places.clip_folder(places.INPUT)
     target = (root / relative).resolve()
     if target == root or not target.is_relative_to(root):

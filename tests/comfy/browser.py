@@ -119,7 +119,20 @@ class Page:
         self.call("Page.navigate", url=address)
 
     def reload(self) -> None:
+        before = len(self.events)
         self.call("Page.reload")
+        self.event("Page.frameNavigated", before)
+
+    def event(self, name: str, before: int) -> dict:
+        """The first event of a name beyond as many as there were before, as soon as it comes."""
+        ends = time.monotonic() + PATIENCE
+        while True:
+            for event in self.events[before:]:
+                if event["method"] == name:
+                    return event["params"]
+            assert time.monotonic() < ends, f"{name} has not come"
+            self.call("Browser.getVersion")  # its answer brings along what has happened
+            time.sleep(0.02)
 
     def evaluate(self, expression: str) -> Any:
         """The value of a JavaScript expression, awaited where it is a promise."""
@@ -188,13 +201,17 @@ class Page:
 
     def choose_files(self, selector: str, text: str, paths: list[Path]) -> None:
         """Click what opens the choice of files, and choose."""
-        self.events.clear()
+        before = len(self.events)
         self.click(selector, text)
-        ends = time.monotonic() + PATIENCE
-        while not (opened := [event for event in self.events if event["method"] == "Page.fileChooserOpened"]):
-            assert time.monotonic() < ends, f"{text!r} opens no choice of files"
-            self.evaluate("0")
-        self.call("DOM.setFileInputFiles", files=[*map(str, paths)], backendNodeId=opened[0]["params"]["backendNodeId"])
+        chooser = self.event("Page.fileChooserOpened", before)["backendNodeId"]
+        self.call("DOM.setFileInputFiles", files=[*map(str, paths)], backendNodeId=chooser)
+
+    def drop(self, selector: str, paths: list[Path]) -> None:
+        """Drag files and folders from outside on an element."""
+        x, y = self.point(selector)
+        data = {"items": [], "files": [*map(str, paths)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
 
     def errors(self) -> list[str]:
         """What scripts have thrown and nobody caught, since it was asked last."""

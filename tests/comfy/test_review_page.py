@@ -19,7 +19,7 @@ from video_lora_studio.loaders.caption_file import read_excluded
 
 pytestmark = pytest.mark.comfy
 
-READY = "window.app?.graph && window.app.vueAppReady && window.LiteGraph?.registered_node_types.VLSLoadClips && true"
+READY = "window.app?.extensionManager?.workflow?.activeWorkflow && !app.extensionManager.spinner"
 NODE = "app.graph.nodes.find((node) => node.comfyClass === 'VLSLoadClips')"
 SHOWN = """Object.fromEntries([...document.querySelectorAll('.vls-card')].map((card) => [card.ariaLabel, [
     card.querySelector('textarea').value, card.querySelector('input').checked]]))"""
@@ -41,18 +41,24 @@ def footage(comfy: ComfyServer, tmp_path_factory: pytest.TempPathFactory) -> Pat
     return folder
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
-def page(request, comfy: ComfyServer, footage: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
-    """ComfyUI's front end with one renderer or the other."""
+@pytest.fixture(scope="module")
+def empty_page(comfyui_here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
     if browser.why_not():
         pytest.skip(browser.why_not())
+    with browser.browser(tmp_path_factory.mktemp("browser")) as page:
+        yield page
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["canvas", "nodes2"])
+def page(request, empty_page: Page, comfy: ComfyServer, footage: Path) -> Page:
+    """ComfyUI's front end with one renderer or the other."""
     status, _ = comfy.post("/settings", {"Comfy.VueNodes.Enabled": request.param, "Comfy.TutorialCompleted": True})
     assert status == 200
-    with browser.browser(tmp_path_factory.mktemp("browser")) as page:
-        page.open(f"http://127.0.0.1:{comfy.port}/")
-        page.wait(READY)
-        yield page
-        assert page.evaluate("app.extensionManager.setting.get('Comfy.VueNodes.Enabled')") is request.param
+    empty_page.open(f"http://127.0.0.1:{comfy.port}/")
+    empty_page.wait(READY)
+    load_workflow(empty_page)
+    assert empty_page.evaluate("Boolean(document.querySelector('[data-node-id]'))") is request.param
+    return empty_page
 
 
 @pytest.fixture
@@ -217,3 +223,24 @@ def test_files_are_uploaded_and_chosen(page: Page, folder: Path, comfy: ComfySer
     assert page.evaluate(SHOWN) == on_disk(target) == {"walk_0.mp4": [CAPTIONS["walk_0"], True]}
     page.press("Escape")
     page.wait("!document.querySelector('.vls-review')")
+
+
+def test_a_folder_is_dropped(page: Page, folder: Path, comfy: ComfyServer, tmp_path: Path):
+    shutil.rmtree(comfy.input / "cats", ignore_errors=True)
+    dropped = tmp_path / "cats" / "3_portraits"
+    dropped.mkdir(parents=True)
+    shutil.copy(folder / "face_2.mp4", dropped / "face.mp4")
+    for name, text in (("face.txt", "a face"), ("other.txt", "no clip's"), (".DS_Store", ""), ("notes.pdf", "")):
+        (dropped / name).write_text(text, encoding="utf-8")
+    page.drop(".vls-clips", [dropped.parent])
+    page.wait("document.querySelector('.vls-told').textContent === '1 clip, 2 captions, 1 left out'")
+    assert page.evaluate("document.querySelector('.vls-clips input[type=text]').value") == "cats"
+    page.click(".vls-clips button", "Upload")
+    page.wait("document.querySelector('.vls-told').textContent.startsWith('2 files uploaded')")
+    why = page.evaluate("document.querySelector('.vls-told').title")
+    assert why.splitlines() == ["3_portraits/notes.pdf: not a clip or caption",
+                                "cats/3_portraits/other.txt: no clip has its name"]
+    there = comfy.input / "cats" / "3_portraits"
+    assert {path.name for path in there.iterdir()} == {"face.mp4", "face.txt"}
+    assert page.evaluate(f"{NODE}.widgets[0].value") == "input/cats"
+    assert page.evaluate("app.graph.nodes.length") == 1

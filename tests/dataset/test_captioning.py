@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -216,6 +217,28 @@ def test_all_captions_in_one_file_too(folder, name):
     assert [clip.captions[0] for clip in scan(folder, "ohwx").clips] == [
         "ohwx, one", "ohwx, A dog, big.", 'ohwx, A "fox".'
     ]
+
+
+def test_a_table_that_was_there_is_kept_beside_and_the_same_is_not_written_again(folder):
+    table = folder / "captions.jsonl"
+    first = '{"media_path": "a.mp4", "caption": "mine"}\n{"media_path": "gone.mp4", "caption": "mine too"}\n'
+    table.write_text(first, encoding="utf-8")
+    config = CaptionConfig(also_write=table.name)
+    caption_clips(scan(folder), Writer("A dog."), config)
+    assert (folder / "captions.jsonl.bak").read_text(encoding="utf-8") == first != table.read_text(encoding="utf-8")
+    os.utime(table, (1, 1))
+    caption_clips(scan(folder), None, config)
+    assert table.stat().st_mtime == 1, "who goes by the files of the folder would start over for ever"
+    assert not scan(folder).left_out
+
+
+@pytest.mark.parametrize(("clip", "text"), [("e\u0301", "\u00e9.txt"), ("a", "a.TXT")])
+def test_overwriting_goes_to_the_text_that_is_read(tmp_path, footage, clip, text):
+    shutil.copy(footage / "a.mp4", tmp_path / f"{clip}.mp4")
+    (tmp_path / text).write_text("old", encoding="utf-8")
+    done = caption_clips(scan(tmp_path), Writer("A new one."), CaptionConfig(overwrite=True))
+    assert scan(tmp_path).clips[0].captions == done.clips.clips[0].captions == ("A new one.",)
+    assert (tmp_path / text).read_text(encoding="utf-8") == "A new one.\n"
 
 
 def test_a_clip_is_shown_evenly_in_true_time_upright_and_whole(tmp_path):

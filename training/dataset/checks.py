@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import logging
 import math
@@ -25,7 +26,7 @@ from ...loaders.video_file import Crop, Footage, FootageError, glance, read_fram
 from ..listener import Listener, Progress, SilentListener
 from .check_settings import CROP, LEAVE_OUT, CheckConfig
 from .clip_set import Clip, ClipSet, LeftOut, check_some, counted
-from .measures import DARK, SIGNATURE_FRAMES, Look, alike, picture_inside, signature
+from .measures import DARK, SIGNATURE_FRAMES, Look, Signature, alike, picture_inside, signature
 from .precompute import preview_of
 from .scan import natural
 from .training_set import PREVIEW
@@ -90,15 +91,15 @@ def check_clips(
         except FootageError as error:
             left_out.append(LeftOut(name=clip.name, reason=error.reason))
             continue
-        clip = _with_decoded(clip, looks["decoded"])
-        useless = _useless(clip, seen)
-        reason = useless or signatures.copy_of(clip, looks["signature"].numpy())
+        clip = _with_whole_frames(clip, looks["times"].numpy())
+        useless, look = _useless(clip, seen), Signature(looks["signature"].numpy())
+        reason = useless or signatures.copy_of(clip, look)
         if reason and config.unfit == LEAVE_OUT:
             left_out.append(LeftOut(name=clip.name, reason=reason))
             continue
         notes = (*clip.notes, *((reason,) if reason else ()), *_notes(clip, seen, bool(useless)))
         kept.append(_without_bars(dataclasses.replace(clip, notes=notes), seen, config.borders))
-        signatures.add(clip, looks["signature"].numpy())
+        signatures.add(clip, look)
     cache.record(f"checks of {clips.folder}", (check_key(clip.path) for clip in kept))
     order = {clip.name: place for place, clip in enumerate(clips.clips)}
     kept.sort(key=lambda clip: order[clip.name])
@@ -118,19 +119,19 @@ class _Signatures:
 
     def __init__(self, cache: FeatureCache, known: Sequence[Clip]):
         self._by_content: dict[str, str] = {}
-        self._looks: list[tuple[str, np.ndarray]] = []
+        self._looks: list[tuple[str, Signature]] = []
         for clip in known:
             with contextlib.suppress(FootageError):
-                self.add(clip, _look_up(clip, cache, SilentListener())[1]["signature"].numpy())
+                self.add(clip, Signature(_look_up(clip, cache, SilentListener())[1]["signature"].numpy()))
 
-    def copy_of(self, clip: Clip, look: np.ndarray) -> str:
+    def copy_of(self, clip: Clip, look: Signature) -> str:
         """What a person is told where this clip is a copy; empty where it is none."""
         if same := self._by_content.get(file_digest(clip.path)):
             return f"an exact copy of {same}"
         near = next((name for name, other in self._looks if alike(look, other)), None)
         return f"nearly the same pictures as {near}" if near else ""
 
-    def add(self, clip: Clip, look: np.ndarray) -> None:
+    def add(self, clip: Clip, look: Signature) -> None:
         self._by_content.setdefault(file_digest(clip.path), clip.name)
         self._looks.append((clip.name, look))
 
@@ -160,8 +161,8 @@ def _measure(footage: Footage, listener: Listener) -> tuple[_Seen, dict[str, Ten
         look.add(moment, luma)
     if not look.times:
         raise FootageError(footage.path, "no frame of it decodes")
-    decoded = _decoded(footage, look.times)
-    footage = _shortened(footage, decoded)
+    whole = _whole_frames(footage, look.times)
+    footage = _shortened(footage, whole)
     frames = _close_frames(footage)
     share, *black = look.black
     seen = _Seen(
@@ -169,7 +170,7 @@ def _measure(footage: Footage, listener: Listener) -> tuple[_Seen, dict[str, Ten
         picture=_picture(footage, frames.numpy()), sound=_listen(footage, listener),
     )
     spread = frames[1:-1] if footage.kind == "video" else frames
-    looks = {PREVIEW: preview_of(frames), "decoded": decoded, "signature": torch.from_numpy(signature(spread.numpy()))}
+    looks = {PREVIEW: preview_of(frames), "times": torch.from_numpy(whole), "signature": torch.from_numpy(signature(spread.numpy()))}
     return seen, looks
 
 
@@ -190,21 +191,26 @@ def _reading(footage: Footage) -> Iterator[None]:
         raise FootageError(footage.path, "cannot be read any more") from error
 
 
-def _decoded(footage: Footage, times: Sequence[float]) -> Tensor:
-    """Which of the footage's frames decode, (T,) bool. All, where each has one that does within a frame's time.
+def _whole_frames(footage: Footage, decoded: Sequence[float]) -> np.ndarray:
+    """Times of the footage's frames that decode. All, where each has one that does within a frame's time.
 
     A file's second fields and invisible frames have times of their own, and never decode.
     """
+    apart = _apart(footage, decoded)
+    near = apart <= (1.01 / footage.fps if footage.fps else 0.0)
+    return np.array(footage.times)[near if near.all() else apart <= EXACTLY]
+
+
+def _apart(footage: Footage, times: Sequence[float]) -> np.ndarray:
+    """How far from each frame of the footage the nearest of these times is, in seconds."""
     wanted, found = np.array(footage.times), np.sort(np.array(times))
     after = np.searchsorted(found, wanted).clip(0, len(found) - 1)
-    apart = np.minimum(np.abs(found[after] - wanted), np.abs(found[(after - 1).clip(0)] - wanted))
-    near = apart <= (1.01 / footage.fps if footage.fps else 0.0)
-    return torch.from_numpy(near if near.all() else apart <= EXACTLY)
+    return np.minimum(np.abs(found[after] - wanted), np.abs(found[(after - 1).clip(0)] - wanted))
 
 
-def _shortened(footage: Footage, decoded: Tensor) -> Footage:
-    """The footage with only the frames that decode."""
-    times = tuple(time for time, whole in zip(footage.times, decoded.tolist(), strict=True) if whole)
+def _shortened(footage: Footage, whole: np.ndarray) -> Footage:
+    """The footage with only the frames of these times."""
+    times = tuple(itertools.compress(footage.times, _apart(footage, whole) <= EXACTLY))
     return footage if len(times) == len(footage.times) else dataclasses.replace(footage, times=times)
 
 
@@ -251,12 +257,12 @@ def _listen(footage: Footage, listener: Listener) -> str:
     return "is silent"
 
 
-def _with_decoded(clip: Clip, decoded: Tensor) -> Clip:
+def _with_whole_frames(clip: Clip, whole: np.ndarray) -> Clip:
     """The clip without frames that do not decode, and a note where there are any."""
-    footage = _shortened(clip.footage, decoded)
+    footage = _shortened(clip.footage, whole)
     if footage is clip.footage:
         return clip
-    note = f"only {len(footage.times)} of {len(decoded)} frames decode: the rest is not used"
+    note = f"only {len(footage.times)} of {len(clip.footage.times)} frames decode: the rest is not used"
     return dataclasses.replace(clip, footage=footage, notes=(*clip.notes, note))
 
 

@@ -98,16 +98,20 @@ def signature(frames: np.ndarray) -> np.ndarray:
     return luma.round().astype(np.uint8)
 
 
-def alike(one: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two signatures (T, 16, 16) are of the same pictures; never where their numbers of frames differ."""
-    if one.shape != other.shape or abs(float(one.mean()) - float(other.mean())) >= ALIKE_LIGHT:
+class Signature:
+    """A signature (T, 16, 16) made ready to be compared with many: its brightness, and itself at an even contrast."""
+
+    def __init__(self, picture: np.ndarray):
+        self.light = float(picture.mean())
+        self.even = (picture.astype(np.float32) - self.light) * (CONTRAST / max(1.0, picture.std()))
+
+
+def alike(one: Signature, other: Signature) -> bool:
+    """Whether two signatures are of the same pictures; never where their numbers of frames differ."""
+    if one.even.shape != other.even.shape or abs(one.light - other.light) >= ALIKE_LIGHT:
         return False
-    apart = np.abs(_even_contrast(one) - _even_contrast(other))
+    apart = np.abs(one.even - other.even)
     return bool(apart.mean() < ALIKE_MEAN and np.percentile(apart, 99) < ALIKE_MOST)
-
-
-def _even_contrast(picture: np.ndarray) -> np.ndarray:
-    return (picture.astype(np.float32) - picture.mean()) * (CONTRAST / max(1.0, picture.std()))
 
 
 def picture_inside(frames: np.ndarray) -> Crop | None:

@@ -18,7 +18,7 @@ class FrameChoice:
     indexes: tuple[int, ...]
     seconds: float
     start: float = 0.0
-    """Seconds from the clip's first frame."""
+    """Seconds from the clip's first frame that is used at all."""
     notes: tuple[str, ...] = ()
 
 
@@ -27,7 +27,7 @@ def choose_windows(
 ) -> tuple[FrameChoice, ...]:
     """The windows of a clip: for each moment i / `fps_wanted` of a window the frame nearest in time.
 
-    `times`: when the source's frames are shown, seconds, rising from 0. Where the clip is too short for a whole window,
+    `times`: when the source's frames are shown, seconds, rising; the first ones of a file may not decode. Where the clip is too short for a whole window,
     one window of the largest count that the grid allows; nothing is stretched, slowed down or looped. No chosen frame
     is further from its moment than half the gap between its neighbours in the source.
     Raises ValueError where the clip cannot fill one latent frame after the first.
@@ -35,9 +35,10 @@ def choose_windows(
     if not times:
         raise ValueError("too short: it has no frames")
     cut = cut or CutConfig()
-    gap = times[-1] / (len(times) - 1) if len(times) > 1 else 0.0
-    length = times[-1] + gap
-    available = int((times[-1] + gap / 2) * fps_wanted + 1e-6) + 1
+    span = times[-1] - times[0]
+    gap = span / (len(times) - 1) if len(times) > 1 else 0.0
+    length = span + gap
+    available = int((span + gap / 2) * fps_wanted + 1e-6) + 1
     frames = min(frames_wanted, grid.frames_within(available))
     least = min(frames_wanted, grid.time_stride + 1)
     if frames < least:
@@ -48,7 +49,7 @@ def choose_windows(
     windows = []
     starts = _starts(available, frames, cut, fps_wanted, grid.time_stride)
     for start in starts:
-        indexes = tuple(nearest(times, (start + frame) / fps_wanted) for frame in range(frames))
+        indexes = tuple(nearest(times, times[0] + (start + frame) / fps_wanted) for frame in range(frames))
         notes = []
         if frames < frames_wanted:
             notes.append(f"{frames} of {frames_wanted} frames: the clip is {length:.1f} s long")

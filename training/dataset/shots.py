@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 SIDE = 256
 """Longest side, in pixels, of the frames in which cuts are looked for: what PySceneDetect scales to by itself."""
 SECONDS_BETWEEN_REPORTS = 0.2
+ABANDONED = 600  # seconds since anything was written to a file
 UNFINISHED = re.compile(r"(_\d{3,}_\d+\.\d\d-\d+\.\d\ds\.mp4|^_shots\.json)\.[0-9a-f]{8}\.part$")
 
 
@@ -149,10 +150,11 @@ def split_scenes(
 
 
 def _clear(folder: Path) -> None:
-    """Remove what a run that was ended by force has left half written."""
+    """Remove what a run that was ended by force has left half written, not what another is writing."""
     for path in folder.glob("*.part"):
-        if UNFINISHED.search(path.name):
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            if UNFINISHED.search(path.name) and path.stat().st_mtime < time.time() - ABANDONED:
+                path.unlink()
 
 
 def _open(
@@ -247,10 +249,9 @@ def _plan(job: _Film, folder: Path, config: SplitConfig, again: bool) -> list[st
     stale = _remove_stale(job, folder, {name for *_, name in shots})
     kept, removed = [], []
     for first, last, name in shots:
-        there = name in before and not again
-        if there and (folder / name).is_file():
+        if not again and (folder / name).is_file():  # one that is not on record may be anybody's
             kept.append(name)
-        elif there:
+        elif not again and name in before:
             removed.append(name)
         else:
             job.todo.append((first, last, name))
