@@ -101,26 +101,30 @@ class Page:
         self.call("Emulation.setFocusEmulationEnabled", enabled=True)
 
     def call(self, method: str, **parameters: Any) -> dict:
-        """Answer of a command. Events that come before it are kept."""
-        self.number += 1
-        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
+        """Answer of a command. Events that come before it are kept; a page that asks whether to leave it is left."""
+        number = self.send(method, parameters)
         while True:
             message = json.loads(self.socket.recv())
-            if message.get("id") == self.number:
+            if message.get("method") == "Page.javascriptDialogOpening":
+                self.send("Page.handleJavaScriptDialog", {"accept": True})
+            if message.get("id") == number:
                 assert "error" not in message, f"{method}: {message['error']}"
                 return message["result"]
             if "method" in message:
                 self.events.append(message)
 
+    def send(self, method: str, parameters: dict) -> int:
+        self.number += 1
+        self.socket.send(json.dumps({"id": self.number, "method": method, "params": parameters}))
+        return self.number
+
     def size(self, width: int, height: int) -> None:
         self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
 
     def open(self, address: str) -> None:
-        self.call("Page.navigate", url=address)
-
-    def reload(self) -> None:
+        """Go to an address, anew where the page is there already."""
         before = len(self.events)
-        self.call("Page.reload")
+        self.call("Page.navigate", url=address)
         self.event("Page.frameNavigated", before)
 
     def event(self, name: str, before: int) -> dict:
@@ -166,14 +170,13 @@ class Page:
         return value_of(answer, function)
 
     def point(self, selector: str, text: str = "") -> tuple[float, float]:
-        """The middle of an element, once nothing covers it and the mouse is there."""
+        """The middle of an element, once nothing covers it, it stands still and the mouse is there."""
         ends = time.monotonic() + PATIENCE
-        while True:
-            place = self.ask(self.find(selector, text), POINT)
-            if not place["covered"]:
-                break
-            assert time.monotonic() < ends, f"{selector} {text!r} is {place['covered']}"
+        place, before = self.ask(self.find(selector, text), POINT), None
+        while place["covered"] or place != before:
+            assert time.monotonic() < ends, f"{selector} {text!r} is {place['covered'] or 'moving'}"
             time.sleep(0.05)
+            place, before = self.ask(self.find(selector, text), POINT), place
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=place["x"], y=place["y"])
         return place["x"], place["y"]
 

@@ -38,7 +38,7 @@ class ReviewPage {
         this.dialog = element("dialog", { className: "vls-review" }, [
             element("header", {}, [
                 title, element("span", { className: "vls-folder", textContent: folder }), this.counts, this.filter,
-                reload, close,
+                this.undo, reload, close,
             ]),
             this.tools, this.grid, this.status,
         ]);
@@ -87,7 +87,6 @@ class ReviewPage {
         this.tools = element("div", { className: "vls-tools" }, [
             element("div", { className: "vls-group" }, [findField, putField, caseTick, wordsTick, this.replace]),
             element("div", { className: "vls-group" }, [wordField, this.insert, this.remove]),
-            element("div", { className: "vls-group vls-last" }, [this.undo]),
         ]);
     }
 

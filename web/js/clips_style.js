@@ -5,7 +5,9 @@ export const REVIEW_STYLE = `
     --vls-text: var(--input-text, #ddd);
     --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 66%, var(--bg-color, #202020));
     --vls-line: color-mix(in srgb, var(--fg-color, #fff) 14%, var(--bg-color, #202020));
-    --vls-card: color-mix(in srgb, var(--fg-color, #fff) 5%, var(--bg-color, #202020));
+    --vls-card: var(--component-node-background,
+        color-mix(in srgb, var(--fg-color, #fff) 5%, var(--bg-color, #202020)));
+    --vls-field: var(--component-node-widget-background, var(--comfy-input-bg, #222));
     --vls-accent: #3d8bdb; --vls-wrong: color-mix(in srgb, var(--error-text, #f44) 72%, var(--fg-color, #fff));
     font: 13px/1.45 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--vls-text); }
 .vls-review { width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0;
@@ -22,12 +24,11 @@ export const REVIEW_STYLE = `
 .vls-counts { color: var(--vls-quiet); flex: 1; white-space: pre; overflow: hidden; text-overflow: ellipsis; }
 .vls-tools { border-bottom: 1px solid var(--vls-line); gap: 10px 28px; }
 .vls-group { display: flex; align-items: center; gap: 8px 12px; flex-wrap: wrap; }
-.vls-last { margin-left: auto; }
 .vls-review label { display: inline-flex; align-items: center; gap: 6px; cursor: pointer; white-space: nowrap; }
 .vls-field span { color: var(--vls-quiet); }
 
 .vls-review button, .vls-clips button, .vls-review select, .vls-review input[type=text], .vls-clips input[type=text] {
-    font: inherit; color: var(--vls-text); background: var(--comfy-input-bg, #222); box-sizing: border-box;
+    font: inherit; color: var(--vls-text); background: var(--vls-field); box-sizing: border-box;
     border: 1px solid var(--vls-line); border-radius: 6px; height: 30px; padding: 0 12px; }
 .vls-review input[type=text] { width: 130px; padding: 0 9px; }
 .vls-review button, .vls-clips button { cursor: pointer; background: var(--vls-card); }
@@ -40,7 +41,7 @@ export const REVIEW_STYLE = `
 .vls-review :focus-visible, .vls-clips :focus-visible { outline: 2px solid var(--vls-accent); outline-offset: 1px; }
 
 .vls-grid { flex: 1; overflow-y: auto; padding: 20px 24px; display: grid; gap: 20px; align-content: start;
-    grid-template-columns: repeat(auto-fill, minmax(290px, 1fr)); grid-auto-rows: max-content;
+    grid-template-columns: repeat(auto-fill, minmax(280px, 1fr)); grid-auto-rows: max-content;
     scrollbar-color: var(--vls-line) transparent; }
 .vls-card { background: var(--vls-card); border: 1px solid var(--vls-line); border-radius: 10px; overflow: hidden;
     display: flex; flex-direction: column; }
@@ -57,7 +58,7 @@ export const REVIEW_STYLE = `
 .vls-state { color: var(--vls-quiet); font-size: 12px; max-width: 50%; overflow: hidden; text-overflow: ellipsis;
     white-space: nowrap; }
 .vls-card textarea { font-family: inherit; font-size: 13px; line-height: 1.5; color: var(--vls-text); resize: vertical;
-    background: var(--comfy-input-bg, #222); border: 0; border-top: 1px solid var(--vls-line); padding: 9px 12px 11px;
+    background: var(--vls-field); border: 0; border-top: 1px solid var(--vls-line); padding: 9px 12px 11px;
     min-height: 96px; field-sizing: content; flex: 1; max-height: 320px; outline-offset: -2px !important; }
 .vls-card textarea::placeholder { color: var(--vls-quiet); font-style: italic; }
 .vls-remark { padding: 0 12px 8px; font-size: 12px; color: var(--vls-quiet); }
@@ -77,6 +78,6 @@ export const REVIEW_STYLE = `
 .vls-clips > div { display: flex; gap: 6px; align-items: center; min-width: 0; }
 .vls-clips [hidden] { display: none !important; }
 .vls-clips button { height: 26px; padding: 0 9px; flex: 1; min-width: 0; white-space: nowrap; }
-.vls-clips input[type=text] { height: 26px; padding: 0 7px; flex: 1; min-width: 60px; }
+.vls-clips input[type=text] { height: 26px; padding: 0 7px; flex: 2; min-width: 60px; }
 .vls-clips .vls-told { color: var(--vls-quiet); display: block; overflow: hidden; text-overflow: ellipsis;
     white-space: nowrap; line-height: 18px; text-align: center; }`;
