@@ -14,6 +14,9 @@ from .footage import Crop, Footage, FootageError
 
 IMAGE_ENDINGS = frozenset((".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff"))
 
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+"""What may be in such a file. Pillow knows more, and runs a program of the system's for some (EPS)."""
+
 
 def is_still(path: Path) -> bool:
     """Whether Pillow is to read it: an image by its ending, or a GIF of one picture."""
@@ -50,7 +53,7 @@ def read_image(path: Path, width: int, height: int, crop: Crop | None = None) ->
 def _open(path: Path) -> Iterator[Image.Image]:
     """The image, decoded whole. FootageError where it cannot be."""
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=FORMATS) as image:
             image.load()
             yield image
     except UnidentifiedImageError as error:

@@ -26,6 +26,7 @@ from .image_file import IMAGE_ENDINGS, is_still, probe_image, read_image
 from .video_colour import HDR_TRANSFERS, is_transparent, light_of, to_grey, to_rgb
 from .video_stream import (
     FAR_SECONDS,
+    UNREADABLE,
     can_deinterlace,
     cut_out,
     decoded,
@@ -160,7 +161,7 @@ def _probe(path: Path, size: int, mtime_ns: int) -> Footage:
         with open_video(path) as container:
             return _probe_video(path, container)
     except av.FFmpegError as error:
-        raise FootageError(path, "not a video, or cut off before its index") from error
+        raise FootageError(path, UNREADABLE) from error
 
 
 def _probe_video(path: Path, container) -> Footage:

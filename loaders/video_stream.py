@@ -15,11 +15,12 @@ from pathlib import Path
 import av
 import av.filter
 
-from .footage import Crop, Footage
+from .footage import Crop, Footage, FootageError
 
 # Only these containers are opened: FFmpeg also knows playlists and scripts, which name other files and addresses.
 SAFE = {"format_whitelist": "mov,mp4,matroska,webm,avi,gif,mp3,wav,aac,flac,ogg", "protocol_whitelist": "file"}
 
+UNREADABLE = "not a video, or cut off before its index"
 FAR_SECONDS = 5.0
 """How far into a file the first wanted frame must lie before seeking pays."""
 CLOCK = Fraction(1, 90000)
@@ -27,8 +28,13 @@ DEINTERLACER = "bwdif"
 
 
 def open_video(path: Path):
-    """A container for reading, of the known kinds only. av.FFmpegError where it is none."""
-    return av.open(str(path), options=SAFE, metadata_errors="replace")
+    """A container for reading, of the known kinds only. FootageError where it is none, or is gone."""
+    try:
+        return av.open(str(path), options=SAFE, metadata_errors="replace")
+    except av.FFmpegError as error:
+        gone = isinstance(error, OSError)
+        reason = f"cannot be read any more ({error.strerror})" if gone else UNREADABLE
+        raise FootageError(path, reason) from error
 
 
 def video_stream(container):
@@ -60,6 +66,8 @@ def decoded(container, stream, seek_to: float | None, needed: Set[int] | None = 
         except av.FFmpegError:  # Matroska finds nothing before a stream's first packet: sound that begins late
             with contextlib.suppress(av.FFmpegError):
                 container.seek(0, stream=stream, backward=False)
+    if needed is not None:
+        stream.codec_context.open(strict=False)  # dav1d (AV1) would go on as it was told when it was opened
     for packet in packets_of(container, stream):
         if packet.is_corrupt:
             continue

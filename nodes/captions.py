@@ -138,7 +138,9 @@ class CaptionerLocal(io.ComfyNode):
     @classmethod
     def execute(cls, folder, bits=BITS[0]) -> io.NodeOutput:
         device = model_management.get_torch_device()
-        return io.NodeOutput(training.LocalModel(places.captioner_folder(folder), bits=int(bits), device=device))
+        check = model_management.throw_exception_if_processing_interrupted
+        model = training.LocalModel(places.captioner_folder(folder), bits=int(bits), device=device, check=check)
+        return io.NodeOutput(model)
 
 
 class CaptionerService(io.ComfyNode):

@@ -90,7 +90,7 @@ class LoadClips(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, folder, **_):
-        return listing(folder)
+        return float("nan") if folder is None else listing(folder)  # linked: not known before it runs
 
     @classmethod
     def execute(cls, folder, trigger, subfolders=True, repeats=1, more=None, **checks) -> io.NodeOutput:
@@ -107,10 +107,8 @@ class LoadClips(io.ComfyNode):
         return io.NodeOutput(clips, report, training.contact_sheet(clips, cache))
 
 
-def listing(folder: str | None) -> list[str] | None:
+def listing(folder: str) -> list[str]:
     """Names, sizes and times of change of all files in the folder and those in it: an edited caption is a change."""
-    if folder is None:
-        return None
     root = places.clip_folder(folder)
     found = []
     for inner, names, files in os.walk(root):

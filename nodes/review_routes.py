@@ -45,10 +45,10 @@ def add_review_routes(routes: web.RouteTableDef) -> None:
 def _guarded(handler: Handler) -> Handler:
     """The handler for requests from this server's own pages; what is wrong comes back as one sentence."""
     async def guarded(request: web.Request) -> web.StreamResponse:
-        origin = request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
-            return _refusal(403, "The request comes from another site.")
         try:
+            origin = request.headers.get("Origin")
+            if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
+                return _refusal(403, "The request comes from another site.")
             return await handler(request)
         except ValueError as error:
             return _refusal(400, str(error))

@@ -76,15 +76,15 @@ class SplitScenes(io.ComfyNode):
                 films(video)
             if folder is not None:
                 shot_folder(folder)
-        except ValueError as error:
+        except (ValueError, OSError) as error:
             return str(error)
         return True
 
     @classmethod
     def fingerprint_inputs(cls, video, folder, **_):
         """The films, and what is in the folder: an edited caption and a removed shot count as a change."""
-        if video is None or folder is None:
-            return None
+        if video is None or folder is None:  # linked: not known before it runs
+            return float("nan")
         there = [path for path in shot_folder(folder).rglob("*") if path.is_file()]
         return [f"{path.name}:{places.stamp(path)}" for path in [*films(video), *sorted(there)]]
 

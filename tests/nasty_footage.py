@@ -167,12 +167,3 @@ ODD: dict[str, Callable[[Path], object]] = {
     "animated.webp": animated,
 }
 """Files that can be used, each with something to it."""
-
-
-def write_nasty(folder: Path) -> list[Path]:
-    """All of them, `BROKEN` and `ODD`, into this folder."""
-    folder.mkdir(parents=True, exist_ok=True)
-    makers = {**{name: make for name, (make, _) in BROKEN.items()}, **ODD}
-    for name, make in makers.items():
-        make(folder / name)
-    return [folder / name for name in makers if (folder / name).exists()]

@@ -36,3 +36,8 @@ def test_the_same_orders_every_time_and_no_more_than_asked_for():
     four = other_orders(caption, "", "tags", 4)
     assert len(four) == 4 and four == other_orders(caption, "", "tags", 4)
     assert other_orders(caption, "", "tags", 8)[:4] == four
+
+
+def test_what_few_parts_allow_is_found():
+    assert all(other_orders(f"{number}, b", "", "tags", 1) == (f"b, {number}",) for number in range(200))
+    assert all(len(other_orders(f"{number}, b, c, d", "", "tags", 23)) == 23 for number in range(50))

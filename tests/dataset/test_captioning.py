@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,7 +121,11 @@ def test_overwriting_keeps_the_first_original_and_asks_the_same_only_once(folder
     again = caption_clips(scan(folder), writer, config)
     assert len(writer.seen) == 3 and (again.written, again.kept) == (0, 3)
     assert "a.mp4: kept, it answers the same question" in again.report
-    (folder / "b.txt").write_text("changed by hand")
+    (folder / "b.txt").write_text("put right\n---\nby hand")
+    edited = caption_clips(scan(folder), writer, config)
+    assert edited.clips.clips[1].captions == ("put right", "by hand") and len(writer.seen) == 3
+    assert (folder / "b.txt").read_text() == "put right\n---\nby hand"
+    (folder / "b.txt").unlink()
     caption_clips(scan(folder), writer, config)
     assert len(writer.seen) == 4 and (folder / "b.txt").read_text() == "Four.\n"
     caption_clips(scan(folder), writer, CaptionConfig(overwrite=True, seed=1))
@@ -134,6 +139,19 @@ def test_one_clip_without_an_answer_does_not_stop_the_others(folder, trouble):
     assert (done.written, done.failed) == (2, 1)
     assert [clip.captions[0] for clip in done.clips.clips] == ["A cat.", "", "A fox."]
     assert "b.mp4: no caption, " in done.report and not (folder / "b.txt").exists()
+
+
+def test_an_answer_that_no_text_file_can_hold_does_not_stop_the_others(folder):
+    done = caption_clips(scan(folder), Writer("\ufeffA \ud800cat.", "Again, " * 20_000, "A dog."))
+    assert (done.written, done.failed) == (2, 1)
+    assert "b.mp4: no caption, the answer is too long for a caption (139,999 characters)" in done.report
+    assert [clip.captions for clip in scan(folder).clips] == [clip.captions for clip in done.clips.clips]
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="this system has only names in Unicode")
+def test_a_name_that_is_not_unicode_does_not_stop_the_others(folder):
+    (folder / "b.mp4").rename(folder / os.fsdecode(b"b\xff.mp4"))
+    assert caption_clips(scan(folder), Writer("A dog."), CaptionConfig(also_write="captions.jsonl")).written == 3
 
 
 def test_a_clip_that_does_not_decode_does_not_stop_the_others(folder):

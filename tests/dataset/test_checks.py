@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from footage import cut_real_clips, real_footage, write_video
+from footage import cut_real_clips, real_footage, write_video, zeroed
 from nasty_files import SIZE, black, scene, still
 from PIL import Image
 
@@ -231,6 +231,17 @@ def test_frames_that_do_not_decode_are_taken_off(tmp_path, looked, monkeypatch):
     clip = looked().clips[0]
     assert len(clip.footage.times) == 33 and not [time for time in clip.footage.times if 0.5 < time < 1.0]
     assert "only 33 of 40 frames decode: the rest is not used" in clip.notes
+
+
+def test_a_set_may_be_checked_twice_and_from_what_was_known_of_a_part(tmp_path, looked):
+    path = write_video(tmp_path / "clips" / "a.mp4", frames=96, faststart=True, draw=scene(1))
+    zeroed(path, path, 0.6)
+    once = looked()
+    cache = FeatureCache(tmp_path / "cache")
+    assert check_clips(once, cache).clips[0].footage == once.clips[0].footage
+    cache.path(check_key(path)).unlink()
+    check_clips(once, cache)  # what it sees now is of a footage that was shortened before
+    assert looked() == once
 
 
 def test_a_file_that_goes_away_stops_nobody(tmp_path, looked):

@@ -134,6 +134,21 @@ def test_it_loads_at_the_first_caption_and_again_after_closing(folder_of, tmp_pa
 
 
 @loads
+def test_it_can_be_stopped_at_every_token(folder_of):
+    calls = []
+
+    def check():
+        calls.append(None)
+        if len(calls) == 3:
+            raise InterruptedError("stopped")
+
+    model = LocalModel(folder_of("qwen3_vl"), device=CPU, check=check)
+    with pytest.raises(InterruptedError):
+        model.caption(shown())
+    assert len(calls) == 3 and model.caption(shown())
+
+
+@loads
 def test_other_random_numbers_stay_as_they_were(folder_of):
     torch.manual_seed(3)
     wanted = torch.rand(4)
@@ -219,6 +234,15 @@ def test_what_is_wrong_is_said_before_the_first_caption(tmp_path, make, bits, wo
     for word in words:
         assert word in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("kind", ["cuda", "mps", "xpu"])
+def test_memory_is_given_back_on_every_kind_of_device(tmp_path, monkeypatch, kind):
+    freed = []
+    monkeypatch.setattr(getattr(torch, kind), "empty_cache", lambda: freed.append(kind))
+    folder = write_config(tmp_path / "model", model_type="qwen3_vl", vision_config={})
+    LocalModel(folder, device=torch.device(kind)).close()
+    assert freed == [kind]
 
 
 def test_an_old_transformers_is_named(tmp_path, monkeypatch):

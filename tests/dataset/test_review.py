@@ -235,6 +235,8 @@ def test_one_clip_that_cannot_be_changed_does_not_stop_the_others(folder):
 def test_a_caption_has_a_greatest_length(folder):
     with pytest.raises(ValueError, match="longer than 20,000 characters"):
         set_caption(folder, "clip2.mp4", "x" * 20_001)
+    with pytest.raises(ValueError, match="holds half a letter"):
+        set_caption(folder, "clip2.mp4", "a \ud83d cat")
 
 
 def test_scan_sees_what_was_put_right(tmp_path):

@@ -115,6 +115,15 @@ def test_the_whole_clip_misses_nothing():
     assert len(one.indexes) == 49
 
 
+def test_a_clip_whose_first_frames_do_not_decode_begins_with_the_next():
+    times = [1 + index / 16 for index in range(60)]
+    for windows, first in (("head", 0), ("middle", 5)):
+        (window,) = choose_windows(times, 16, 49, GRID, CutConfig(windows=windows))
+        assert window.indexes == tuple(range(first, first + 49)) and not any("repeat" in note for note in window.notes)
+    (short,) = choose_windows(times[:30], 16, 49, GRID)
+    assert short.indexes == tuple(range(29)) and short.notes == ("29 of 49 frames: the clip is 1.9 s long",)
+
+
 @pytest.mark.parametrize("rate", [12, 25, 60])
 def test_windows_are_true_to_time_at_any_rate(rate):
     times = [index / rate for index in range(8 * rate)]

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from video_lora_studio.training.dataset import shots as engine
 from video_lora_studio.training.dataset.scan import scan
 from video_lora_studio.training.dataset.shot_record import RECORD, read_record
 from video_lora_studio.training.dataset.shots import SplitConfig, films_in, split_scenes
+from video_lora_studio.training.listener import SilentListener
 
 LENGTHS = (40, 25, 60, 8, 33, 50)
 """Frames of each scene of the film that is drawn, at 25 a second."""
@@ -247,7 +249,10 @@ def test_a_run_ended_by_force_leaves_whole_files_and_is_taken_up(tmp_path):
         time.sleep(0.005)
     run.kill()
     run.wait()
-    (folder / "film_006_4.00-4.80s.mp4.0123abcd.part").write_bytes(b"half")
+    abandoned, busy = (folder / f"film_006_4.00-4.80s.mp4.0123abc{digit}.part" for digit in "01")
+    for path in (abandoned, busy, *folder.glob("*.part")):
+        path.write_bytes(b"half")
+        os.utime(path, (0, 0) if path != busy else None)
     before = videos(folder)
     assert 2 <= len(before) < 6
     for name in before:
@@ -255,12 +260,27 @@ def test_a_run_ended_by_force_leaves_whole_files_and_is_taken_up(tmp_path):
         assert read_frames(probe(folder / name), [0, 19], 64, 36).shape == (2, 36, 64, 3)
     result = split_scenes([film], folder, SplitConfig(shortest=0.5))
     assert len(videos(folder)) == 6 and len(result.kept) >= len(before) - 1
-    assert not list(folder.glob("*.part"))
+    assert list(folder.glob("*.part")) == [busy]  # another run may be writing it
+
+
+def test_two_runs_into_one_folder_do_not_harm_each_other(film, still_film, tmp_path):
+    class Meanwhile(SilentListener):
+        """Lets another run cut another film when the first shot of this one is half written."""
+
+        def check(self):
+            if list(tmp_path.glob("*.part")) and not videos(tmp_path):
+                split_scenes([still_film], tmp_path, SHORT)
+
+    result = split_scenes([film], tmp_path, SHORT, Meanwhile())
+    assert set(result.written) < set(videos(tmp_path)) and len(read_record(tmp_path)) == 2
+    again = split_scenes([film, still_film], tmp_path, SHORT)
+    assert not again.written and set(again.kept) == set(videos(tmp_path))
 
 
 def test_progress_tells_the_time_left(film, tmp_path):
     listener = Stopper()
     split_scenes([film], tmp_path, SHORT, listener)
+    assert (listener.heard[0].phase, listener.heard[0].detail) == ("Looking at films", film.name)
     for phase, total in (("Finding cuts", 216), ("Writing shots", 208)):
         heard = [progress for progress in listener.heard if progress.phase == phase]
         assert heard[-1].done == heard[-1].total == total and heard[-1].seconds_left == 0

@@ -1,11 +1,14 @@
 """Still images: upright, 8 bits, white behind them, one picture each."""
 
+import subprocess
+
 import numpy as np
+import pytest
 import torch
 from footage import QUADRANTS, corners, quadrants
 from PIL import Image
 
-from video_lora_studio.loaders.video_file import probe, read_frames
+from video_lora_studio.loaders.video_file import FootageError, probe, read_frames
 
 
 def test_images(tmp_path):
@@ -37,3 +40,13 @@ def test_images(tmp_path):
     assert torch.allclose(corners(turned[1]), torch.from_numpy(np.rot90(QUADRANTS, -1).copy()).float(), atol=12)
     assert (read_frames(found["cutout.webp"], [0], 64, 32) == 255).all()
     assert (read_frames(found["deep.tiff"], [0], 16, 16) == 100).all()
+
+
+def test_no_program_is_run_for_a_picture_that_asks_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", "gs")
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("Ghostscript was run"))
+    (tmp_path / "a.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n%%EndComments\nshowpage\n%%EOF\n"
+    )
+    with pytest.raises(FootageError, match=r"a.png: not an image"):
+        probe(tmp_path / "a.png")

@@ -284,6 +284,34 @@ def test_sound_that_begins_late_or_pauses_or_ends_early_is_silent_there(tmp_path
     assert not sound[:, int(1.75 * 44100):].any() and not sound[:, : int(0.49 * 44100)].any()
 
 
+@pytest.mark.parametrize("codec", ["libx264", "libx265", "libvpx-vp9", "libsvtav1"])
+def test_frames_between_the_wanted_ones_are_skipped_exactly_and_in_one_pass(tmp_path, codec, caplog):
+    if codec not in av.codecs_available:
+        pytest.skip(f"this PyAV has no {codec}")
+    options = {"x265-params": "log-level=none"} if codec == "libx265" else {"g": "24"}
+    footage = probe(write_video(tmp_path / "x.mkv", frames=48, codec=codec, options=options))
+    whole = read_frames(footage, range(48), 160, 96)
+    caplog.set_level("INFO")
+    for wanted in ([5], [1, 8, 30], range(3, 48, 2)):
+        assert torch.equal(read_frames(footage, wanted, 160, 96), whole[list(wanted)])
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4"])
+def test_sound_that_begins_long_after_the_wanted_part_is_silent_there(tmp_path, ending):
+    footage = with_sound(tmp_path / f"x.{ending}", ticking([0.1]), codec="aac", rate=44100, late=9.0, frames=200)
+    assert not read_sound(footage, 7.0, 1.0, 44100).any()
+    assert clicks(read_sound(footage, 8.0, 2.0, 44100), 44100) == pytest.approx([1.1], abs=0.03)
+
+
+def test_a_file_that_goes_away_is_said(tmp_path):
+    footage = with_sound(tmp_path / "x.mkv", ticking([0.1]))
+    footage.path.unlink()
+    for read in (lambda: read_frames(footage, [0], 16, 16), lambda: read_sound(footage, 0.0, 1.0, 8000)):
+        with pytest.raises(FootageError, match=r"^x.mkv: cannot be read any more \("):
+            read()
+
+
 @pytest.mark.parametrize(("layout", "channels", "level"), [("mono", 1, 0.5), ("stereo", 2, 0.5), ("5.1", 6, 0.1)])
 def test_sound_of_any_channels_becomes_stereo(tmp_path, layout, channels, level):
     footage = with_sound(tmp_path / "x.mkv", ticking([0.5], channels=channels, level=level), layout=layout)

@@ -24,7 +24,8 @@ from video_lora_studio.training import (
 PROJECT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PROJECT / "example_workflows").glob("*.json"))
 EXAMPLES = {"wan_t2v_lora", "wan_i2v_lora", "wan22_pair_lora", "wan22_ti2v_lora", "ltx_video_lora", "ltx2_lora",
-            "cogvideox_lora"}
+            "cogvideox_lora", "film_to_captioned_clips"}
+TRAINING = [path for path in WORKFLOWS if path.stem.endswith("_lora")]
 FOLDERS = {
     "UNETLoader": {"unet_name": "diffusion_models"},
     "CheckpointLoaderSimple": {"ckpt_name": "checkpoints"},
@@ -49,7 +50,9 @@ CONTRACT = {
         {"clips": CLIPS, "report": "STRING", "contact_sheet": "IMAGE"},
     ),
     "VLSCaptionClips": (
-        {"clips": CLIPS, "captioner": CAPTIONER}, {"overwrite": "BOOLEAN", "preset": "COMBO"},
+        {"clips": CLIPS, "captioner": CAPTIONER},
+        {"overwrite": "BOOLEAN", "preset": "COMBO", "instruction": "STRING", "frames": "INT", "max_tokens": "INT",
+         "seed": "INT", "also_write": "COMBO"},
         {"clips": CLIPS, "report": "STRING"},
     ),
     "VLSCaptionerClip": ({"clip": "CLIP"}, {}, {"captioner": CAPTIONER}),
@@ -63,7 +66,8 @@ CONTRACT = {
     ),
     "VLSPrepare": (
         {"clips": CLIPS, "base": BASE, "vae": "VAE", "clip": "CLIP", "width": "INT", "height": "INT", "frames": "INT"},
-        {"clip_vision": "CLIP_VISION", "audio_vae": "VAE", "fit": "COMBO", "windows": "COMBO", "more_sizes": "STRING",
+        {"clip_vision": "CLIP_VISION", "audio_vae": "VAE", "fit": "COMBO", "windows": "COMBO",
+         "window_count": "INT", "window_step": "FLOAT", "upscale": "BOOLEAN", "more_sizes": "STRING",
          "recipe": "VLS_RECIPE"},
         {"training_set": SET, "report": "STRING", "contact_sheet": "IMAGE"},
     ),
@@ -218,6 +222,7 @@ def test_our_nodes_have_their_sockets(workflow):
         assert set(required) <= names <= {*required, *optional}
 
 
+@pytest.mark.parametrize("workflow", TRAINING, indirect=True, ids=lambda path: path.stem)
 def test_the_new_lora_goes_on_the_model_that_it_is_for(workflow):
     links = links_of(workflow)
     assert {("VLSTrain", "lora_name", "VLSStack", "lora_name"), ("VLSBaseModel", "base", "VLSPrepare", "base"),
@@ -233,6 +238,18 @@ def test_the_new_lora_goes_on_the_model_that_it_is_for(workflow):
     extra = {kind: place for kind, place in (("CLIPVisionLoader", "clip_vision"), ("LTXVAudioVAELoader", "audio_vae"))
              if named(workflow, kind)}
     assert clips == {"vae", "clip", *extra.values()}
+
+
+@pytest.mark.parametrize("workflow", [PROJECT / "example_workflows" / "film_to_captioned_clips.json"], indirect=True,
+                         ids=lambda path: path.stem)
+def test_the_shots_of_a_film_are_captioned_before_they_are_looked_at(workflow):
+    assert {("VLSSplitScenes", "clips", "VLSCaptionClips", "clips"), ("CLIPLoader", "CLIP", "VLSCaptionerClip", "clip"),
+            ("VLSCaptionerClip", "captioner", "VLSCaptionClips", "captioner"),
+            ("VLSCaptionClips", "report", "PreviewAny", "source")} <= links_of(workflow)
+    (cut,), (load,) = named(workflow, "VLSSplitScenes"), named(workflow, "VLSLoadClips")
+    assert load["folder"] == f"input/{cut['folder']}" and load["trigger"] == cut["trigger"]
+    muted = {node["type"] for node in workflow["nodes"] if node["mode"] == 2}
+    assert muted == {"VLSLoadClips", "PreviewAny", "PreviewImage"}, "its folder is not there before the first run"
 
 
 def test_steps_are_named_and_files_are_told(workflow):

@@ -60,3 +60,9 @@ def test_no_other_film_can_be_read(scenes, comfy_folders, tmp_path, name):
     (comfy_folders.root / "input" / "links" / "link.mp4").symlink_to(film)
     with pytest.raises(ValueError):
         scenes.films(name)
+
+
+@pytest.mark.parametrize(("video", "folder"), [(None, "shots"), ("input/alone.mp4", None), (None, None)])
+def test_inputs_that_are_linked_are_looked_at_each_time(scenes, video, folder):
+    stamp = scenes.SplitScenes.fingerprint_inputs(video, folder, trigger="")
+    assert stamp != stamp, "an edited caption would go unseen"

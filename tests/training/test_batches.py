@@ -1,6 +1,7 @@
 """Which captions stand beside which clips, how often a clip is shown, and what a run is refused for."""
 
 import dataclasses
+import threading
 from collections import Counter
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from video_lora_studio.loaders.safetensors_file import write_tensors
-from video_lora_studio.training.batches import Batches, check_captions
+from video_lora_studio.training.batches import Batches, ReadAhead, check_captions
 from video_lora_studio.training.config import RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.training_set import Caption, load_sample
 from video_lora_studio.training.run import Places, train
@@ -107,3 +108,49 @@ def test_orders_that_were_not_prepared_are_said_before_anything_heavy(
 @pytest.mark.parametrize("recipe", [{}, {"caption_shuffle": "tags"}])
 def test_a_set_with_orders_serves_recipes_with_and_without(training_set, recipe):
     check_captions(dataclasses.replace(training_set, shuffle="tags", orders=4), RecipeConfig(**recipe))
+
+
+def test_reading_ahead_gives_what_reading_gives(training_set, base):
+    batches = Batches(training_set, base, RecipeConfig(batch_size=2), seed="1")
+    plain = Batches(training_set, base, RecipeConfig(batch_size=2), seed="1")
+    with ReadAhead(batches.read, end=9) as ahead:
+        for position in (0, 1, 2, 2, 3, 7, 8):
+            clean, features = ahead.take(position)
+            for given, read in zip((clean, features), plain.read(position), strict=True):
+                assert given.keys() == read.keys() and all(torch.equal(given[name], read[name]) for name in read)
+
+
+def test_only_the_next_one_is_made_ahead_and_none_past_the_end():
+    made = []
+    with ReadAhead(lambda position: made.append(position) or position, end=3) as ahead:
+        assert [ahead.take(position) for position in range(3)] == [0, 1, 2]
+    assert made == [0, 1, 2]
+
+
+def test_the_next_one_is_made_while_one_is_in_use():
+    begun = threading.Event()
+
+    def make(position):
+        if position == 1:
+            begun.set()
+        return position
+
+    with ReadAhead(make, end=2) as ahead:
+        ahead.take(0)
+        assert begun.wait(10)
+
+
+def test_what_reading_raises_is_raised_where_it_is_taken_and_the_thread_ends():
+    threads = threading.active_count()
+
+    def make(position):
+        if position == 1:
+            raise ValueError("the clip is gone")
+        return position
+
+    with ReadAhead(make, end=4) as ahead:
+        assert ahead.take(0) == 0
+        with pytest.raises(ValueError, match="the clip is gone"):
+            ahead.take(1)
+        assert ahead.take(2) == 2
+    assert threading.active_count() == threads

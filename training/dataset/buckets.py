@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def all_sizes(width: int, height: int, frames: int, cut: CutConfig, grid: Grid) 
     return tuple(sizes)
 
 
+@functools.lru_cache(maxsize=256)
 def bucket(width: int, height: int, size: Size, cut: CutConfig, grid: Grid) -> tuple[int, int]:
     """Width and height, multiples of what the model takes, that a picture of `width` x `height` is cut to.
 

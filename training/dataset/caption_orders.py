@@ -24,7 +24,7 @@ def other_orders(caption: str, trigger: str, by: str, count: int) -> tuple[str, 
         first, parts = first + parts[0] + joint, parts[1:]
     as_it_is = {caption, first + joint.join(parts)}
     found: dict[str, None] = {}
-    for attempt in range(4 * count if len(parts) > 1 else 0):  # few parts have few orders, and some are drawn twice
+    for attempt in range(16 * count if len(parts) > 1 else 0):  # few parts have few orders, and some are drawn twice
         order = torch.randperm(len(parts), generator=generator(caption, "caption order", attempt)).tolist()
         if (text := first + joint.join(parts[place] for place in order)) not in as_it_is:
             found[text] = None

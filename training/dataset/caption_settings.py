@@ -16,7 +16,7 @@ class CaptionConfig:
 
     overwrite: bool = setting(
         False, "Overwrite", "Also write new captions for clips that have one. The first original stays beside it, as "
-        "clip.txt.bak. A caption that answers the same question already is not asked for again.",
+        "clip.txt.bak. What was written for the same question is kept, also when edited since; another Seed asks anew.",
     )
     preset: str = setting(
         "style", "LoRA of a", "What the LoRA is to learn. style: the captions tell all but the look. subject: all but "

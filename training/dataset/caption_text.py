@@ -78,7 +78,8 @@ def clean_caption(answer: str) -> str:
 
     Empty where nothing is left.
     """
-    text = THINKING.sub(" ", answer)
+    text = answer.encode("utf-8", errors="ignore").decode().replace("\ufeff", "")  # what no file could hold
+    text = THINKING.sub(" ", text)
     text = re.split(r"</(?:think|thinking|reasoning)>", text, flags=re.IGNORECASE)[-1]
     text = _without_markup(TOKENS.sub(" ", text))
     before = None

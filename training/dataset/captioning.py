@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from ...loaders.caption_file import ENDING, caption_path, read_captions, write_captions
+from ...loaders.caption_file import ENDING, LONGEST, caption_path, read_captions, write_captions
 from ...loaders.caption_table import write_table
 from ...loaders.video_file import Footage, FootageEnds, FootageError, probe, read_frames, read_sound
 from ...loaders.whole_file import write_text
@@ -96,7 +96,8 @@ def write_tables(clips: ClipSet, name: str) -> list[Path]:
         folder = next(folders, clip.path.parent)
         for caption in clip.captions:
             if text := "" if caption == clip.trigger else caption.removeprefix(f"{clip.trigger}, "):
-                rows.setdefault(folder, []).append((clip.path.relative_to(folder).as_posix(), text))
+                within = clip.path.relative_to(folder).as_posix().encode(errors="replace").decode()
+                rows.setdefault(folder, []).append((within, text))
     for folder, found in rows.items():
         write_table(folder / name, found)
     return [folder / name for folder in rows]
@@ -104,9 +105,9 @@ def write_tables(clips: ClipSet, name: str) -> list[Path]:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of one clip: a caption, written or there already, or the reason why there is none."""
+    """What became of one clip: captions, written or there already, or the reason why there are none."""
 
-    caption: str = ""
+    captions: tuple[str, ...] = ()
     written: bool = False
     reason: str = ""
 
@@ -153,8 +154,8 @@ class _Run:
         question = self._question(clip)
         record = _read_record(file.parent)
         before = read_captions(file)[0]
-        if before and record.get(file.name) == [question, _digest(*before)]:
-            return Outcome(caption=before[0])
+        if before and record.get(file.name) == question:  # it may have been put right by hand since
+            return Outcome(captions=before)
         shown = show(clip, self.config, sound=self.captioner.hears)
         if self.told is None:
             self.told = self.captioner.before(self.total - self._done + 1, shown)
@@ -163,15 +164,17 @@ class _Run:
         caption = clean_caption(answer)
         if not caption:
             raise CaptionError("the answer is empty")
+        if len(caption.encode()) >= LONGEST:
+            raise CaptionError(f"the answer is too long for a caption ({len(caption):,} characters)")
         if is_refusal(caption):
             raise CaptionError(f"the model refused: {quoted(caption)}")
-        record[file.name] = [question, _digest(caption)]
+        record[file.name] = question
         try:
             write_captions(file, (caption,))
             write_text(file.parent / RECORD, json.dumps(record, indent=1) + "\n")
         except OSError as error:
             raise CaptionError(str(error)) from error
-        return Outcome(caption=caption, written=True)
+        return Outcome(captions=(caption,), written=True)
 
     def _question(self, clip: Clip) -> str:
         """A digest of all that decides the answer."""
@@ -235,12 +238,12 @@ def _frames(clip: Clip, count: int):
 
 
 def _with_caption(clip: Clip, outcome: Outcome | None) -> Clip:
-    if outcome is None or not outcome.caption:
+    if outcome is None or not outcome.captions:
         return clip
     notes = tuple(note for note in clip.notes if note != "no caption")
     return dataclasses.replace(
-        clip, captions=(with_trigger(outcome.caption, clip.trigger),), notes=notes,
-        caption_file=text_file(clip).name,
+        clip, captions=tuple(with_trigger(caption, clip.trigger) for caption in outcome.captions),
+        notes=notes, caption_file=text_file(clip).name,
     )
 
 
@@ -250,7 +253,7 @@ def _line(clip: Clip, outcome: Outcome | None) -> str:
     if outcome.reason:
         return f"{clip.name}: no caption, {outcome.reason}"
     how = "written" if outcome.written else "kept, it answers the same question"
-    return f"{clip.name}: {how}, {quoted(outcome.caption, 400)}"
+    return f"{clip.name}: {how}, {quoted(outcome.captions[0], 400)}"
 
 
 def _read_record(folder: Path) -> dict:
@@ -262,4 +265,4 @@ def _read_record(folder: Path) -> dict:
 
 
 def _digest(*parts: str) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    return hashlib.sha256("\0".join(parts).encode(errors="surrogatepass")).hexdigest()[:24]

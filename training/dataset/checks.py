@@ -170,7 +170,10 @@ def _measure(footage: Footage, listener: Listener) -> tuple[_Seen, dict[str, Ten
         picture=_picture(footage, frames.numpy()), sound=_listen(footage, listener),
     )
     spread = frames[1:-1] if footage.kind == "video" else frames
-    looks = {PREVIEW: preview_of(frames), "times": torch.from_numpy(whole), "signature": torch.from_numpy(signature(spread.numpy()))}
+    looks = {
+        PREVIEW: preview_of(frames), "times": torch.from_numpy(whole),
+        "signature": torch.from_numpy(signature(spread.numpy())),
+    }
     return seen, looks
 
 

@@ -206,6 +206,8 @@ def _checked_trigger(trigger: str) -> str:
 
 def _write(folder: Path, clip: Path, source: str, captions: str) -> None:
     """Write a clip's text file. `source` is where its captions are now. ValueError, OSError: one sentence."""
+    if not _is_unicode(captions):
+        raise ValueError(f"The caption of {clip.name} holds half a letter, which no file can hold: enter it again.")
     if len(captions) > LONGEST:
         raise ValueError(f"The caption of {clip.name} is longer than {LONGEST:,} characters: shorten it.")
     if not captions and not _is_text(source):
@@ -227,7 +229,7 @@ def _kind(path: Path) -> str:
 
 
 def _is_unicode(name: str) -> bool:
-    """Whether a name can be sent and written: the system hands out other ones with parts that stand for bytes."""
+    """Whether a text can be sent and written: the system hands out other names with parts that stand for bytes."""
     return name.encode("utf-8", errors="ignore").decode() == name
 
 

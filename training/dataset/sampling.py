@@ -18,7 +18,7 @@ class FrameChoice:
     indexes: tuple[int, ...]
     seconds: float
     start: float = 0.0
-    """Seconds from the clip's first frame that is used at all."""
+    """Seconds from the clip's first frame that decodes."""
     notes: tuple[str, ...] = ()
 
 
@@ -27,9 +27,10 @@ def choose_windows(
 ) -> tuple[FrameChoice, ...]:
     """The windows of a clip: for each moment i / `fps_wanted` of a window the frame nearest in time.
 
-    `times`: when the source's frames are shown, seconds, rising; the first ones of a file may not decode. Where the clip is too short for a whole window,
-    one window of the largest count that the grid allows; nothing is stretched, slowed down or looped. No chosen frame
-    is further from its moment than half the gap between its neighbours in the source.
+    `times`: when the source's frames are shown, seconds, rising; not from 0 where the first do not decode. Where the
+    clip is too short for a whole window, one window of the largest count that the grid allows; nothing is stretched,
+    slowed down or looped. No chosen frame is further from its moment than half the gap between its neighbours in the
+    source, the last one than half the mean gap.
     Raises ValueError where the clip cannot fill one latent frame after the first.
     """
     if not times:

@@ -85,6 +85,8 @@ class Split:
 class _Film:
     """One film on its way."""
 
+    key: str
+    """Its identity in the record."""
     footage: Footage
     record: FilmRecord
     bounds: list[int] = field(default_factory=list)
@@ -139,8 +141,8 @@ def split_scenes(
     if not jobs:
         raise ValueError("No film can be cut. " + " ".join(f"{item.name}: {item.reason}." for item in left_out))
     kept = [name for job in jobs for name in _plan(job, folder, config, again)]
-    write_record(folder, records)
-    written = _write(jobs, folder, records, listener)
+    _note(jobs, folder)
+    written = _write(jobs, folder, listener)
     lines = [line for job in jobs for line in job.lines]
     log.info("%s: %d shots written, %d there already", folder, len(written), len(kept))
     return Split(
@@ -163,8 +165,9 @@ def _open(
     """The films that can be read, each with its place in the record, and those that cannot."""
     jobs: dict[str, _Film] = {}
     left_out = []
-    for path in films:
-        listener.check()
+    pace = _Pace(listener, "Looking at films", len(films))
+    for number, path in enumerate(films):
+        pace.step(int(number > 0), path.name)  # a long film takes a while
         try:
             footage = probe(path)
             if footage.kind != "video":
@@ -178,7 +181,7 @@ def _open(
             continue
         stems = [record.stem for record in records.values()]
         record = records.setdefault(key, FilmRecord(film=path.name, stem=stem_for(path, stems)))
-        jobs[key] = _Film(footage=footage, record=record)
+        jobs[key] = _Film(key=key, footage=footage, record=record)
     return list(jobs.values()), left_out
 
 
@@ -294,7 +297,12 @@ def _remove_stale(job: _Film, folder: Path, wanted: set[str]) -> list[str]:
     return lines
 
 
-def _write(jobs: Sequence[_Film], folder: Path, records: dict[str, FilmRecord], listener: Listener) -> list[str]:
+def _note(jobs: Sequence[_Film], folder: Path) -> None:
+    """Bring the record up to date on these films; what another run has noted of others meanwhile stays."""
+    write_record(folder, read_record(folder) | {job.key: job.record for job in jobs})
+
+
+def _write(jobs: Sequence[_Film], folder: Path, listener: Listener) -> list[str]:
     """Write what is to be written; give the names."""
     pace = _Pace(listener, "Writing shots", sum(last - first for job in jobs for first, last, _ in job.todo))
     written = []
@@ -307,7 +315,7 @@ def _write(jobs: Sequence[_Film], folder: Path, records: dict[str, FilmRecord], 
                     pace.step(frames, path.name)
                     if result:
                         job.record.shots[path.name] = (*shots[path.name], path.stat().st_size)
-                        write_record(folder, records)
+                        _note(jobs, folder)
                         written.append(path.name)
                         job.lines.append(_shot_line(job, path.name, *shots[path.name], result))
             except FootageError as error:

@@ -9,6 +9,7 @@ import gc
 import importlib.util
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,18 @@ class LocalModel:
 
     The weights are read at the first caption and let go by `close`. Code that a folder brings along is never run,
     and weights in pickles are never read. `bits` 8 and 4 quantise while loading (bitsandbytes); 16 does not.
+    `check` is called at every token and may raise to stop.
     """
 
-    def __init__(self, folder: Path, *, bits: int = 16, device: torch.device):
+    def __init__(
+        self, folder: Path, *, bits: int = 16, device: torch.device, check: Callable[[], None] = lambda: None
+    ):
         if bits not in (16, 8, 4):
             raise ValueError(f"bits is {bits}: a captioner's weights are kept in 16, 8 or 4.")
         config = read_config(folder)
         if bits != 16 and "quantization_config" in config:
             raise ValueError(f"{folder.name} is stored quantised already: choose 16 bits, which leaves it as it is.")
-        self._folder, self._bits, self._device = folder, bits, device
+        self._folder, self._bits, self._device, self._check = folder, bits, device, check
         self._kind = str(config.get("model_type"))
         self._model: Any = None
         self._processor: Any = None
@@ -139,14 +143,21 @@ class LocalModel:
         cards = [self._device] if self._device.type == "cuda" else []
         with torch.random.fork_rng(cards), torch.inference_mode():
             torch.manual_seed(shown.seed)
-            tokens = self._model.generate(**inputs, max_new_tokens=shown.max_tokens)
+            tokens = self._model.generate(
+                **inputs, max_new_tokens=shown.max_tokens, stopping_criteria=[self._go_on]
+            )
         answer = tokens[0, inputs["input_ids"].shape[1] :]
         return self._processor.tokenizer.decode(answer, skip_special_tokens=True).strip()
 
+    def _go_on(self, tokens: Tensor, _scores: Any, **_: Any) -> Tensor:
+        self._check()
+        return torch.zeros(len(tokens), dtype=torch.bool, device=tokens.device)
+
     def _free(self) -> None:
         gc.collect()
-        if self._device.type == "cuda":
-            torch.cuda.empty_cache()
+        backend = getattr(torch, self._device.type, None)  # torch.cuda, also for ROCm, torch.mps, torch.xpu
+        if hasattr(backend, "empty_cache"):
+            backend.empty_cache()
 
 
 def read_config(folder: Path) -> dict[str, Any]:
