@@ -26,7 +26,7 @@ class Prepare(io.ComfyNode):
             description="Cuts and encodes every clip and caption once. What was encoded before is taken from disk.",
             search_aliases=["cache latents", "encode dataset", "train", "lora"],
             inputs=[
-                Clips.Input("clips", tooltip="The clips from Load Clips."),
+                Clips.Input("clips", tooltip="The clips from Load Clips, Split Scenes or Caption Clips."),
                 Base.Input("base", tooltip="The model from Base Model: it decides sizes and frame rate."),
                 io.Vae.Input("vae", lazy=True, tooltip="The VAE that belongs to the base model, from Load VAE."),
                 io.Clip.Input(

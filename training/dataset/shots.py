@@ -224,7 +224,7 @@ def _detector(config: SplitConfig):
         from scenedetect.detectors import AdaptiveDetector, ContentDetector, ThresholdDetector
     except ImportError as error:
         raise ValueError(
-            "Cutting footage needs PySceneDetect 0.7 or newer: run `pip install scenedetect opencv-python-headless` "
+            "Cutting footage needs PySceneDetect 0.7 or newer: run `pip install scenedetect-headless` "
             f"in ComfyUI's Python and start ComfyUI again ({error})."
         ) from error
     weaker = 1 / config.sensitivity
