@@ -3,13 +3,40 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from .host_memory import HostMemory
 from .key_map import KeyMap
-from .quantised_weights import read_weight, weight_names
+from .low_bits import BITS, NF4_BLOCK, LowBits, quantise
+from .low_bits_linear import LowBitsLinear
+from .quantised_weights import read_stored, weight_names
 from .safetensors_file import Header, TensorReader
+
+KEPT_AS = ("as stored", "full", *BITS)
+LEAST_SIDE = 64
+"""Matrices with fewer rows or columns are not quantised: it would save nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Storage:
+    """How, and where, a transformer's frozen weights are kept. Raises ValueError for another word in `weights`."""
+
+    weights: str = "as stored"
+    """`as stored`: linear layers of the blocks that the file has in few bits stay so, the rest gets the compute type.
+    `full`: everything gets the compute type. `fp8`, `int8`, `nf4`: the blocks' large linear layers, but those of norms,
+    are quantised as they are read, unless the file has them about as small."""
+    on_host: frozenset[int] = frozenset()
+    """Indexes of the blocks whose weights go to host memory, pinned where the device is CUDA."""
+
+    def __post_init__(self):
+        if self.weights not in KEPT_AS:
+            raise ValueError(f"Weights is {self.weights!r}; choose one of: {', '.join(KEPT_AS)}.")
+
+
+AS_STORED = Storage()
 
 
 def build_without_storage(make: Callable[[], nn.Module]) -> nn.Module:
@@ -27,39 +54,77 @@ def build_without_storage(make: Callable[[], nn.Module]) -> nn.Module:
 def fill(
     module: nn.Module,
     shapes: Mapping[str, Sequence[int]],
-    read: Callable[[str], Tensor],
+    read: Callable[[str], Tensor | LowBits],
     names: KeyMap,
     *,
     dtype: torch.dtype,
     keep_fp32: Sequence[str] = (),
     device: torch.device | str = "cpu",
     source: str = "The file",
+    blocks: Sequence[nn.Module] = (),
+    storage: Storage = AS_STORED,
 ) -> None:
     """Give every parameter of a module its tensor from a file, frozen, in `dtype` on `device`.
 
     `shapes`: names in the file to shapes; `read`: a name in the file to its tensor; `names`: from names in the file to
     those in the module. Parameters under a module named in `keep_fp32` become float32 when `dtype` is lower.
-    Each tensor goes to its device before the next is read. Raises ValueError, before anything is read, naming the
+    `storage` says which linear layers of `blocks` become a `LowBitsLinear`, and which blocks go to host memory.
+    Each tensor goes to its place before the next is read. Raises ValueError, before anything is read, naming the
     first few tensors that `source` lacks, has too many or has in other shapes.
     """
+    device = torch.device(device)
     wanted = {names.back(name): (name, tuple(tensor.shape)) for name, tensor in module.state_dict().items()}
     _check(source, shapes, {in_file: shape for in_file, (_, shape) in wanted.items()})
+    block_of = _block_of(module, blocks)
+    host = HostMemory(pinned=device.type == "cuda")
     for in_file, (name, _) in wanted.items():
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
         exact = any(part in keep_fp32 for part in name.split("."))
-        tensor = read(in_file)
+        tensor = read(in_file).to(device)
+        waits = block_of.get(parent) in storage.on_host and device.type != "meta"
+        if leaf == "weight" and parent in block_of and type(owner) is nn.Linear and not exact:
+            tensor = _in_few_bits(tensor, storage.weights, parent)
+            if isinstance(tensor, LowBits):
+                tensor = tensor.map(host.keep) if waits else tensor
+                module.set_submodule(parent, LowBitsLinear(owner, tensor))
+                continue
+        if isinstance(tensor, LowBits):
+            tensor = tensor.numbers(torch.float32 if exact else dtype)
         if tensor.is_floating_point():
             tensor = tensor.to(torch.float32 if exact and dtype.itemsize < 4 else dtype)
-        tensor = tensor.to(device)
-        if leaf in owner._parameters:
-            owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
-        else:
-            owner.register_buffer(leaf, tensor)
-    for owner in module.modules():
+        _put(owner, leaf, host.keep(tensor) if waits else tensor)
+    for name, owner in module.named_modules():
         for leaf, buffer in owner._buffers.items():
-            if buffer is not None:
+            if buffer is not None and not (isinstance(owner, LowBitsLinear) and block_of[name] in storage.on_host):
                 owner._buffers[leaf] = buffer.to(device)
+
+
+def _put(owner: nn.Module, leaf: str, tensor: Tensor) -> None:
+    """A tensor as a module's frozen parameter or buffer, whichever it has under that name."""
+    if leaf in owner._parameters:
+        owner.register_parameter(leaf, nn.Parameter(tensor, requires_grad=False))
+    else:
+        owner.register_buffer(leaf, tensor)
+
+
+def _block_of(module: nn.Module, blocks: Sequence[nn.Module]) -> dict[str, int]:
+    """The index of the block that every module in one is in, by the module's name."""
+    owners = {id(part): index for index, block in enumerate(blocks) for part in block.modules()}
+    return {name: owners[id(part)] for name, part in module.named_modules() if id(part) in owners}
+
+
+def _in_few_bits(stored: Tensor | LowBits, kept_as: str, layer: str) -> Tensor | LowBits:
+    """A linear layer's weight as `Storage.weights` says: in few bits where that is to be, or as it came."""
+    if kept_as == "full":
+        return stored.numbers(torch.float32) if isinstance(stored, LowBits) else stored
+    if kept_as == "as stored" or (isinstance(stored, LowBits) and stored.bits < 1.5 * BITS[kept_as]):
+        return stored
+    rows, columns = stored.shape
+    thin = min(rows, columns) < LEAST_SIDE or (kept_as == "nf4" and columns % NF4_BLOCK)
+    if thin or any(part.startswith("norm") for part in layer.split(".")):
+        return stored
+    return quantise(stored.numbers(torch.float32) if isinstance(stored, LowBits) else stored, kept_as)
 
 
 def fill_from_file(
@@ -72,17 +137,20 @@ def fill_from_file(
     device: torch.device | str,
     keep_fp32: Sequence[str] = (),
     wanted: Callable[[str], bool] = lambda name: True,
+    blocks: Callable[[nn.Module], Sequence[nn.Module]] = lambda module: (),
+    storage: Storage = AS_STORED,
 ) -> nn.Module:
     """`fill` from the tensors under `prefix` of a weights file, however stored, that `wanted` says yes to.
 
-    The module, in evaluation mode. Raises like `fill`.
+    `blocks`: from the module to its blocks, for `storage`. The module, in evaluation mode; on `meta` nothing is read,
+    and it has its shapes and types only. Raises like `fill`.
     """
     shapes = {name.removeprefix(prefix): header.tensors[name].shape for name in weight_names(header, prefix)}
     shapes = {name: shape for name, shape in shapes.items() if wanted(name)}
-    with TensorReader(header) as reader:
+    with TensorReader(header, bodies=torch.device(device).type != "meta") as reader:
         fill(
-            module, shapes, lambda name: read_weight(reader, prefix + name), names, dtype=dtype, keep_fp32=keep_fp32,
-            device=device, source=header.path.name,
+            module, shapes, lambda name: read_stored(reader, prefix + name), names, dtype=dtype, keep_fp32=keep_fp32,
+            device=device, source=header.path.name, blocks=blocks(module), storage=storage,
         )
     return module.train(False)
 

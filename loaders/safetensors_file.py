@@ -60,7 +60,7 @@ class Header:
 
 
 def read_header(path: str | Path) -> Header:
-    """The header of a weights file; none of its body is read.
+    """The header of a weights file, safetensors or GGUF; none of its body is read.
 
     Raises ValueError, one sentence, where the file is missing, empty, of another kind, damaged or half downloaded.
     """
@@ -71,6 +71,10 @@ def read_header(path: str | Path) -> Header:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             start = file.read(512)
+            if start.startswith(b"GGUF"):
+                from .gguf_file import read_gguf_header
+
+                return read_gguf_header(path)
             length = int.from_bytes(start[:8], "little")
             if start[8:9] != b"{" or length > HEADER_LIMIT:
                 raise ValueError(f"{path.name} {_what_else(start, size)}")
@@ -83,7 +87,7 @@ def read_header(path: str | Path) -> Header:
     except OSError as error:
         raise ValueError(f"{path.name} cannot be read: {error.strerror or error}.") from error
     tensors, metadata = _parse(path.name, text)
-    _check_size(path.name, size, max((info.end for info in tensors.values()), default=8 + length))
+    check_size(path.name, size, max((info.end for info in tensors.values()), default=8 + length))
     return Header(path=path, tensors=tensors, metadata=metadata, size=size)
 
 
@@ -92,8 +96,6 @@ def _what_else(start: bytes, size: int) -> str:
     text = start.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     if size == 0:
         return "is empty (0 bytes): download it again."
-    if start.startswith(b"GGUF"):
-        return "is a GGUF file, which cannot be trained on: choose the .safetensors file of the model."
     if start.startswith((b"PK\x03\x04", b"\x80")):
         return "is a PyTorch pickle, which can run code when it is opened: choose the .safetensors file of the model."
     if text.startswith(b"<"):
@@ -131,8 +133,8 @@ def _parse(name: str, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
     return tensors, metadata
 
 
-def _check_size(name: str, size: int, promised: int) -> None:
-    """ValueError unless a file has as many bytes as its header promises."""
+def check_size(name: str, size: int, promised: int, *, longer: bool = False) -> None:
+    """ValueError unless a file has as many bytes as its header promises, or more where it may be `longer`."""
     if size < promised:
         unit, digits = (GB, 1) if promised >= GB else (10**6, 1)
         there, whole = f"{size / unit:.{digits}f}", f"{promised / unit:.{digits}f}"
@@ -141,7 +143,7 @@ def _check_size(name: str, size: int, promised: int) -> None:
         else:
             label = "GB" if unit == GB else "MB"
         raise ValueError(f"{name} is incomplete: {there} of {whole} {label} are there; download it again.")
-    if size > promised:
+    if size > promised and not longer:
         raise ValueError(
             f"{name} is {size - promised:,} bytes longer than its header says, so it is damaged: download it again."
         )
@@ -154,8 +156,7 @@ def identity(header: Header) -> str:
     """
     digest = hashlib.sha256(str(header.size).encode())
     with header.path.open("rb") as file:
-        length = 8 + int.from_bytes(file.read(8), "little")
-        file.seek(0)
+        length = min((info.start for info in header.tensors.values()), default=header.size)
         digest.update(file.read(header.size if header.size <= WHOLE_LIMIT else length))
         if header.size > WHOLE_LIMIT:
             last = header.size - SAMPLE_BYTES
@@ -166,10 +167,14 @@ def identity(header: Header) -> str:
 
 
 class TensorReader:
-    """A file's tensors one at a time, as they are stored, in memory of their own: nothing is mapped or kept."""
+    """A file's tensors one at a time, as they are stored, in memory of their own: nothing is mapped or kept.
 
-    def __init__(self, header: Header):
+    `bodies=False` reads nothing: the tensors have their type and shape, on `meta`.
+    """
+
+    def __init__(self, header: Header, *, bodies: bool = True):
         self.header = header
+        self._bodies = bodies
         self._file = header.path.open("rb", buffering=0)
 
     def __enter__(self) -> TensorReader:
@@ -186,6 +191,13 @@ class TensorReader:
                 f"{self.header.path.name} stores {name} as {info.dtype}, which this PyTorch does not know: "
                 "choose another version of the model."
             )
+        return self.read_bytes(name).view(DTYPES[info.dtype]).reshape(info.shape)
+
+    def read_bytes(self, name: str) -> Tensor:
+        """One tensor's bytes as they lie in the file, uint8 (bytes,). ValueError where the file ends early."""
+        info = self.header.tensors[name]
+        if not self._bodies:
+            return torch.empty(info.end - info.start, dtype=torch.uint8, device="meta")
         raw = torch.empty(info.end - info.start, dtype=torch.uint8)
         view = memoryview(raw.numpy())
         self._file.seek(info.start)
@@ -195,7 +207,7 @@ class TensorReader:
             if not count:
                 raise ValueError(f"{self.header.path.name} ended while {name} was read: download it again.")
             done += count
-        return raw.view(DTYPES[info.dtype]).reshape(info.shape)
+        return raw
 
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -1,4 +1,4 @@
-"""How memory is saved."""
+"""How a run is fitted into memory."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from comfy_api.latest import io
 from .. import training
 from .sockets import CATEGORY, Memory, all_settings
 
-VISIBLE = ("recompute",)
+VISIBLE = ("level",)
 
 
 class MemorySettings(io.ComfyNode):
@@ -20,7 +20,7 @@ class MemorySettings(io.ComfyNode):
             display_name="Memory Settings",
             category=CATEGORY,
             description="How training is made to fit into memory. Train works without this node.",
-            search_aliases=["gradient checkpointing", "vram", "lora"],
+            search_aliases=["gradient checkpointing", "vram", "block swap", "fp8", "nf4", "qlora", "lora"],
             inputs=all_settings(training.MemoryConfig, visible=VISIBLE),
             outputs=[Memory.Output("memory", tooltip="The settings, for Train LoRA.")],
         )

@@ -20,6 +20,9 @@ DOORS = {
     "requests": ["training/dataset/captioners/service.py"],
     "urllib3": ["training/dataset/captioners/service.py"],
     "scenedetect": ["training/dataset/shots.py"],
+    "bitsandbytes": ["training/optimizers.py", "training/dataset/captioners/local_model.py"],
+    "prodigyopt": ["training/optimizers.py"],
+    "schedulefree": ["training/optimizers.py"],
 }
 VAGUE = {"utils", "util", "common", "helpers", "helper", "misc", "base", "core"}
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))

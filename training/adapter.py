@@ -66,7 +66,8 @@ class Adapter:
         family = base.family
         presets = family.adapter_targets(base, streams)
         self.scale = config.scale(rank)
-        linear = {family.original_name(name): name for name, m in transformer.named_modules() if type(m) is nn.Linear}
+        linear = [name for name, module in transformer.named_modules() if isinstance(module, nn.Linear)]
+        linear = {family.original_name(name): name for name in linear}
         modules = [linear[layer] for layer in adapted_layers(linear, presets, config.targets)]
         lora = LoraConfig(
             r=rank, lora_alpha=self.scale * rank, target_modules=modules, lora_dropout=config.dropout, bias="none"
@@ -75,17 +76,18 @@ class Adapter:
         self._layers = {name: transformer.get_submodule(name) for name in modules}
         self._keys = {name: KEY_PREFIX + family.original_name(name) for name in modules}
         source = generator(seed, "adapter")
+        device = next(transformer.parameters()).device  # of what is no block: blocks may wait in host memory
         for layer in self._layers.values():
-            self._start_at_zero(layer, source)
+            self._start_at_zero(layer, source, device)
 
     @staticmethod
-    def _start_at_zero(layer: nn.Module, source: torch.Generator) -> None:
+    def _start_at_zero(layer: nn.Module, source: torch.Generator, device: torch.device) -> None:
         """Kaiming-uniform A and zero B, as peft does, but float32 (peft takes the base's dtype) and from our seed."""
         down, up = layer.lora_A[PEFT_NAME], layer.lora_B[PEFT_NAME]
         start = torch.empty(down.weight.shape, dtype=torch.float32)
         nn.init.kaiming_uniform_(start, a=math.sqrt(5), generator=source)
-        down.weight = nn.Parameter(start.to(down.weight.device))
-        up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=up.weight.device))
+        down.weight = nn.Parameter(start.to(device))
+        up.weight = nn.Parameter(torch.zeros(up.weight.shape, dtype=torch.float32, device=device))
         # Under autocast the casts happen in the matrix product; peft's own would copy the input to float32 first.
         layer.cast_input_dtype_enabled = False
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Generic, TypeVar
 
 import torch
 
@@ -11,6 +15,8 @@ from .config import RecipeConfig
 from .dataset.training_set import Sample, TrainingSet, load_sample
 from .families.model_family import BaseModel, Features, Streams
 from .seeds import generator
+
+T = TypeVar("T")
 
 
 def trained_streams(training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig) -> frozenset[str]:
@@ -59,8 +65,7 @@ class Batches:
         self._shapes: dict[tuple, list[int]] = defaultdict(list)
         for index, sample in enumerate(self._samples):
             self._shapes[sample.shapes] += [index] * sample.repeats
-        self._epoch = -1
-        self._order: list[list[int]] = []
+        self._order: tuple[int, list[list[int]]] = (-1, [])
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -69,9 +74,15 @@ class Batches:
     def samples(self, position: int) -> list[Sample]:
         """The samples of the batch at `position`, counted from 0 over all epochs."""
         epoch, place = divmod(position, len(self))
-        if epoch != self._epoch:
-            self._epoch, self._order = epoch, self._shuffled(epoch)
-        return [self._samples[index] for index in self._order[place]]
+        order = self._order  # read and replaced as one value: another thread may ask for another epoch meanwhile
+        if epoch != order[0]:
+            order = self._order = (epoch, self._shuffled(epoch))
+        return [self._samples[index] for index in order[1][place]]
+
+    def size(self, position: int) -> int:
+        """How many numbers are noised and predicted in the batch at `position`."""
+        shapes = (shape for sample in self.samples(position) for shape in sample.shapes)
+        return sum(math.prod(shape) for name, shape in shapes if name in self.streams)
 
     def captions(self, position: int) -> list[Path]:
         """For each sample of the batch at `position` the features of the caption that is shown with it.
@@ -111,3 +122,34 @@ class Batches:
                 for start in range(0, len(group), self._batch_size)
             ]
         return [batches[i] for i in torch.randperm(len(batches), generator=source).tolist()]
+
+
+class ReadAhead(Generic[T]):
+    """What `make` gives for one position after another, the next made on a thread of its own while one is in use.
+
+    `make` must depend on nothing but the position, so that the order in which it is called does not matter; it is not
+    called for `end` or later. What it raises is raised when its position is taken. A context manager: leaving it waits
+    for the thread.
+    """
+
+    def __init__(self, make: Callable[[int], T], *, end: int):
+        self._make = make
+        self._end = end
+        self._thread = ThreadPoolExecutor(1, "video_lora_read_ahead")
+        self._coming: tuple[int, Future[T]] | None = None
+
+    def __enter__(self) -> ReadAhead[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.shutdown(cancel_futures=True)
+
+    def take(self, position: int) -> T:
+        """The value at a position; the next one begins to be made."""
+        place, future = self._coming or (None, None)
+        if place != position:
+            future = self._thread.submit(self._make, position)
+        value = future.result()
+        following = position + 1
+        self._coming = (following, self._thread.submit(self._make, following)) if following < self._end else None
+        return value

@@ -192,6 +192,20 @@ class RecipeConfig:
         4, "Caption orders", "How many further orders of each caption are encoded where captions are shuffled.",
         low=1, high=32,
     )
+    optimizer: str = setting(
+        "AdamW", "Optimizer", "What turns gradients into steps. AdamW is the usual one. AdamW 8-bit and Adafactor need "
+        "less memory beside the LoRA, Prodigy finds the learning rate by itself (set Learning rate to 1), "
+        "schedule-free AdamW needs no schedule. AdamW 8-bit, Prodigy and schedule-free AdamW need a package each.",
+        choices=("AdamW", "AdamW 8-bit", "Adafactor", "Prodigy", "schedule-free AdamW"),
+    )
+    ema: float = setting(
+        0.0, "EMA", "Save a running average of the LoRA instead of its last state: each step keeps this share of the "
+        "average. 0.99 to 0.999 calm a restless LoRA; 0 switches it off.", low=0.0, high=0.99999, step=0.001,
+    )
+    lora_plus: float = setting(
+        1.0, "LoRA+", "How many times faster the half of the LoRA that starts at 0 learns than the other. 16 is the "
+        "authors' choice, with a lower learning rate; 1 switches it off.", low=1.0, high=1000.0, step=1.0,
+    )
 
     def __post_init__(self):
         check(self)
@@ -201,17 +215,41 @@ class RecipeConfig:
         return frozenset(streams) & {"picture": {"video"}, "sound": {"audio"}}.get(self.learn, frozenset(streams))
 
 
+BY_HAND = "by hand"
+
+
 @dataclass(frozen=True, kw_only=True)
 class MemoryConfig:
-    """How memory is saved."""
+    """How the run is fitted into memory: by itself, for a card of some size, or as it is set here."""
 
     recompute: bool = setting(
-        True, "Recompute", "Forget each block's activations and compute them again on the way back: about a third "
-        "slower, several times less memory. Also known as gradient checkpointing.",
+        True, "Recompute", "By hand only. Forget each block's activations and compute them again on the way back: "
+        "about a third slower, several times less memory. Also known as gradient checkpointing.",
+    )
+    level: str = setting(
+        "auto", "Level", "auto: the fastest way that fits into the memory that is free now. A size: the fastest way "
+        "that fits a card of that size. by hand: as the settings below say.",
+        choices=("auto", "12 GB", "16 GB", "24 GB", "32 GB", "48 GB", "80 GB", BY_HAND),
+    )
+    weights: str = setting(
+        "as stored", "Weights", "By hand only. How the model's own weights are kept while the LoRA learns. as stored: "
+        "as in the file. full: fp8 and the like brought to bf16. fp8, int8, nf4: in fewer bits, which takes a half or "
+        "a quarter of the memory and changes the numbers slightly.",
+        choices=("as stored", "full", "fp8", "int8", "nf4"),
+    )
+    blocks_to_swap: int = setting(
+        0, "Blocks to swap", "By hand only. How many of the model's blocks wait in host memory until they are next. "
+        "Needs Recompute.", low=0, high=200,
+    )
+    offload_activations: bool = setting(
+        False, "Offload activations", "By hand only. What Recompute keeps between the blocks waits in host memory. For "
+        "long or large clips.",
     )
 
     def __post_init__(self):
         check(self)
+        if self.level == BY_HAND and not self.recompute and (self.blocks_to_swap or self.offload_activations):
+            raise ValueError("Blocks to swap and Offload activations need Recompute: switch Recompute on.")
 
 
 RESERVED_NAMES = frozenset(

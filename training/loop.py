@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .batches import Batches
+from .batches import Batches, ReadAhead
 from .config import RunConfig
-from .families.model_family import BaseModel, ModelFamily, Streams
+from .families.model_family import BaseModel, Features, ModelFamily, Streams
 from .listener import Listener, Progress
 from .objective import Objective, mean_squared_error
-from .optimizers import learning_rate_factor
+from .optimizers import Stepper
 from .seeds import generator
 
 
@@ -50,27 +52,61 @@ class LossNotFinite(ValueError):
     """The loss or the gradient became NaN or infinite."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """What one micro-step is about, read and drawn by its position alone: by name of the stream, and the features.
+
+    On the CPU; in pinned memory where the step computes on a CUDA device.
+    """
+
+    clean: Streams
+    features: Features
+    given: Streams
+    noise: Streams
+    levels: Streams
+
+
+def draw(context: StepContext, position: int, levels: Tensor | None = None) -> Draw:
+    """The draw of a position. `levels` (B,) replaces its noise levels."""
+    seed = context.seed
+    clean, features = context.batches.read(position)
+    given = context.family.given(context.base, clean, context.first_frame, generator(seed, "given", position))
+    drawn: Streams = {}
+    noise: Streams = {}
+    for name, stream in clean.items():
+        source = generator(seed, f"level/{name}", position)
+        drawn[name] = context.objective.draw(stream.shape, source) if levels is None else levels
+        noise[name] = torch.randn(stream.shape, generator=generator(seed, f"noise/{name}", position))
+    parts = {"clean": clean, "features": features, "given": given, "noise": noise, "levels": drawn}
+    if context.device.type == "cuda":
+        # Only from pinned memory does a copy run beside the host; with no device of its own a thread would pin on the
+        # first one.
+        with torch.cuda.device(context.device):
+            parts = {part: {name: tensor.pin_memory() for name, tensor in of.items()} for part, of in parts.items()}
+    return Draw(**parts)
+
+
 def micro_step_loss(context: StepContext, position: int, levels: Tensor | None = None) -> Tensor:
     """The loss of the batch at `position`, a scalar with its graph. `levels` (B,) replaces the drawn noise levels."""
-    seed, device, objective = context.seed, context.device, context.objective
-    clean, features = context.batches.read(position)
-    given = context.family.given(
-        context.base, clean, context.first_frame, generator(seed, "given", position)
-    )
+    return loss_of(context, draw(context, position, levels))
+
+
+def loss_of(context: StepContext, drawn: Draw) -> Tensor:
+    """The loss of a draw, a scalar with its graph."""
+    objective = context.objective
+
+    def on_device(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {name: tensor.to(context.device, non_blocking=True) for name, tensor in tensors.items()}
+
+    clean, noise, level, given = map(on_device, (drawn.clean, drawn.noise, drawn.levels, drawn.given))
     noisy: Streams = {}
     target: Streams = {}
-    level: Streams = {}
     for name, stream in clean.items():
-        drawn = objective.draw(stream.shape, generator(seed, f"level/{name}", position)) if levels is None else levels
-        noise = torch.randn(stream.shape, generator=generator(seed, f"noise/{name}", position))
-        stream, noise = (tensor.to(device, non_blocking=True) for tensor in (stream, noise))
-        level[name] = drawn.to(device)
-        noisy[name] = objective.noisy(stream, noise, level[name])
-        target[name] = objective.target(stream, noise, level[name])
+        noisy[name] = objective.noisy(stream, noise[name], level[name])
+        target[name] = objective.target(stream, noise[name], level[name])
         if name in given:
-            given[name] = given[name].to(device)
             noisy[name] = torch.where(given[name], stream, noisy[name])
-    features = {name: tensor.to(device, non_blocking=True) for name, tensor in features.items()}
+    features = on_device(drawn.features)
     with context.autocast():
         answer = context.family.predict(context.transformer, noisy, level, given, features)
     return sum(mean_squared_error(answer[name], target[name], given.get(name)) for name in target)
@@ -81,52 +117,66 @@ def run_steps(
     config: RunConfig,
     *,
     parameters: list[nn.Parameter],
-    optimizer: torch.optim.Optimizer,
+    optimizer: Stepper,
     state: RunState,
     listener: Listener,
     after_step: Callable[[RunState], None],
+    recovery: Recovery = lambda error: None,
 ) -> None:
     """Train until `config.steps`; `state` always describes the steps that are in the parameters.
 
+    Where gradients cannot be computed, `recovery` may give what to do before the same step is tried again.
     Raises LossNotFinite before the optimizer step that would have spoilt the parameters, and whatever `listener`
     raises to stop.
     """
     started, first = time.monotonic(), state.step
-    while state.step < config.steps:
-        loss, norm = _accumulate(context, config, parameters, state.step, listener)
-        if not math.isfinite(loss) or not math.isfinite(norm):
-            start = state.step * config.recipe.gradient_accumulation
-            names = [
-                sample.name
-                for micro in range(config.recipe.gradient_accumulation)
-                for sample in context.batches.samples(start + micro)
-            ]
-            what = "loss" if not math.isfinite(loss) else "gradient"
-            raise LossNotFinite(
-                f"The {what} became {loss if what == 'loss' else norm} in step {state.step + 1} (clips: "
-                f"{', '.join(names)}): lower the learning rate or look at these clips. "
-                + (f"The LoRA of step {state.step} is kept." if state.step else "Nothing was learnt yet.")
+    end = config.steps * config.recipe.gradient_accumulation
+    with ReadAhead(partial(draw, context), end=end) as draws:
+        while state.step < config.steps:
+            loss, norm = persist(
+                partial(_accumulate, context, config, parameters, state.step, draws, listener), recovery
             )
-        for group in optimizer.param_groups:
-            group["lr"] = config.learning_rate * learning_rate_factor(state.step, config)
-        optimizer.step()
-        state.step += 1
-        state.losses.append(loss)
-        per_step = (time.monotonic() - started) / (state.step - first)
-        listener.report(
-            Progress(
-                phase="Training",
-                done=state.step,
-                total=config.steps,
-                loss=loss,
-                seconds_left=per_step * (config.steps - state.step),
+            if not math.isfinite(loss) or not math.isfinite(norm):
+                raise _not_finite(context, config, state.step, loss, norm)
+            optimizer.step(state.step)
+            state.step += 1
+            state.losses.append(loss)
+            per_step = (time.monotonic() - started) / (state.step - first)
+            listener.report(
+                Progress(
+                    phase="Training",
+                    done=state.step,
+                    total=config.steps,
+                    loss=loss,
+                    seconds_left=per_step * (config.steps - state.step),
+                )
             )
-        )
-        after_step(state)
+            after_step(state)
+
+
+Recovery = Callable[[BaseException], Callable[[], None] | None]
+"""For an error what to do before the same is tried again; None where there is nothing."""
+
+
+def persist(work: Callable[[], Any], recovery: Recovery) -> Any:
+    """What `work` gives, tried as often as `recovery` knows what to do about its error."""
+    while True:
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            recover = recovery(error)
+            if recover is None:
+                raise
+        recover()  # out here nothing holds the error, whose traceback holds all of the failed work
 
 
 def _accumulate(
-    context: StepContext, config: RunConfig, parameters: list[nn.Parameter], step: int, listener: Listener
+    context: StepContext,
+    config: RunConfig,
+    parameters: list[nn.Parameter],
+    step: int,
+    draws: ReadAhead[Draw],
+    listener: Listener,
 ) -> tuple[float, float]:
     """Gradients of one step into `parameters`; its mean loss, and the gradient's length before clipping."""
     for parameter in parameters:
@@ -135,10 +185,21 @@ def _accumulate(
     losses = []
     for micro in range(count):
         listener.check()
-        loss = micro_step_loss(context, step * count + micro)
+        loss = loss_of(context, draws.take(step * count + micro))
         (loss / count).backward()
         losses.append(loss.detach())
     norm = nn.utils.clip_grad_norm_(parameters, config.recipe.max_grad_norm or math.inf)
     # The step's only wait for the device: both figures come over together.
     loss, norm = torch.stack([torch.stack(losses).mean(), norm.float()]).tolist()
     return loss, norm
+
+
+def _not_finite(context: StepContext, config: RunConfig, step: int, loss: float, norm: float) -> LossNotFinite:
+    """What is said of a step after `step` others that must not be made."""
+    count = config.recipe.gradient_accumulation
+    names = [sample.name for micro in range(count) for sample in context.batches.samples(step * count + micro)]
+    what = f"gradient became {norm}" if math.isfinite(loss) else f"loss became {loss}"
+    return LossNotFinite(
+        f"The {what} in step {step + 1} (clips: {', '.join(names)}): lower the learning rate or look at these clips. "
+        + (f"The LoRA of step {step} is kept." if step else "Nothing was learnt yet.")
+    )

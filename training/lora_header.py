@@ -35,7 +35,7 @@ def lora_header(
         "ss_network_alpha": f"{alpha:g}",
         "ss_learning_rate": f"{config.learning_rate:g}",
         "ss_lr_scheduler": config.recipe.schedule,
-        "ss_optimizer": "AdamW",
+        "ss_optimizer": config.recipe.optimizer,
         "ss_steps": str(steps_done),
         "ss_max_train_steps": str(config.steps),
         "ss_batch_size_per_device": str(config.recipe.batch_size),

@@ -13,15 +13,21 @@ import torch
 from torch import Tensor
 
 from ..loaders.lora_file import read_lora, written_by_run
+from ..loaders.module_weights import Storage
 from .adapter import Adapter, adapted_layers, linear_layers
 from .batches import Batches, check_captions, trained_streams
-from .config import PRECISIONS, RunConfig
+from .config import BY_HAND, PRECISIONS, MemoryConfig, RunConfig
 from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
 from .listener import Listener, Progress, SilentListener
-from .loop import RunState, StepContext, run_steps
-from .memory.recompute import recompute_blocks
-from .optimizers import build_optimizer
+from .loop import RunState, StepContext, micro_step_loss, persist, run_steps
+from .memory.block_swap import swapped_blocks
+from .memory.fitting import Fitting
+from .memory.footprint import Footprints, Workload, largest_sample
+from .memory.level import Level
+from .memory.live_bytes import peak_bytes
+from .memory.plan import Plan, Room, Speed, choose
+from .optimizers import build_optimizer, check_optimizer
 from .run_folder import RunFolder, settings_key
 from .run_output import KeyMatch, Part, RunOutput
 
@@ -74,7 +80,7 @@ def train(
     key = run_key(training_set, base, config, compute)
     folder = RunFolder(places.run_folder)
     parts = parts_of(base, config, places.lora_folder)
-    check_before_start(training_set, parts, folder)
+    check_before_start(training_set, parts, folder, device)
     if record := folder.finished(key, [part.lora_file for part in parts]):
         return _earlier_result(record, folder, parts)
 
@@ -102,28 +108,80 @@ def _train_part(
     output: RunOutput,
 ) -> dict[str, Tensor]:
     """Train one LoRA, with its model on the device meanwhile; the LoRA's tensors."""
-    context = set_up(training_set, part.base, part.config, device, compute, listener)
-    state, adapter = RunState(), attach_adapter(context, part.config)
-    output.begin_part(part, adapter)
+    base, config = part.base, part.config
+    listener.report(Progress(phase="Planning memory", done=0, total=config.steps))
+    plan = plan_memory(training_set, base, config, device, compute)
+    context = set_up(training_set, base, config, device, compute, listener, plan.level, plan.blocks)
+    state, adapter = RunState(), attach_adapter(context, config)
+    fitting = fit(context, config, plan.level)
+    optimizer = build_optimizer(adapter.parameters(), config)
+    output.begin_part(part, adapter, optimizer)
     try:
-        parameters = list(adapter.parameters())
+        if device.type != "cpu":
+            plan = dry_run(context, adapter, fitting, plan)
+        output.note(plan.lines)
         run_steps(
             context,
-            part.config,
-            parameters=parameters,
-            optimizer=build_optimizer(parameters, part.config),
+            config,
+            parameters=list(adapter.parameters()),
+            optimizer=optimizer,
             state=state,
             listener=listener,
             after_step=output.after_step,
+            recovery=fitting.recovery,
         )
+        output.note(fitting.notes)
         return output.save(state)
     except BaseException as stop:
         output.stopped(state, stop)
         raise
     finally:
         output.end_part()
+        fitting.close()
         context.transformer.to("meta")
         gc.collect()
+
+
+def plan_memory(
+    training_set: TrainingSet, base: BaseModel, config: RunConfig, device: torch.device, compute: torch.dtype
+) -> Plan:
+    """How the run is fitted into memory, from headers and shapes alone. ValueError where it cannot be."""
+    memory = config.memory
+    streams = trained_streams(training_set, base, config.recipe)
+    sample = largest_sample(training_set, base, config.recipe)
+    workload = Workload.of(base, config, sample, streams, device, compute)
+    room = Room.of(device, memory.level)
+    by_hand = level_by_hand(memory) if memory.level == BY_HAND else None
+    return choose(Footprints(workload), room, Speed.of(device, compute), by_hand=by_hand)
+
+
+def dry_run(context: StepContext, adapter: Adapter, fitting: Fitting, plan: Plan) -> Plan:
+    """Gradients of the largest batch once, before any step: the plan, corrected by the memory that they took.
+
+    Where memory runs out the fitting goes on to its next levels, and the plan stays the estimate that it was.
+    """
+    batches, transformer = context.batches, context.transformer
+    position = max(range(len(batches)), key=lambda place: batches.size(place))
+    held, devices = [*transformer.parameters(), *transformer.buffers()], [context.device]
+
+    def once() -> int:
+        with torch.random.fork_rng(devices=devices if context.device.type == "cuda" else []):
+            return peak_bytes(lambda: micro_step_loss(context, position).backward(), context.device, held)
+
+    try:
+        peak = persist(once, fitting.recovery)
+    finally:
+        for parameter in adapter.parameters():
+            parameter.grad = None
+    return plan if fitting.notes else plan.corrected(peak)
+
+
+def level_by_hand(memory: MemoryConfig) -> Level:
+    """What the settings for `by hand` say."""
+    return Level(
+        weights=memory.weights, recompute=memory.recompute, offload_activations=memory.offload_activations,
+        swapped=memory.blocks_to_swap,
+    )
 
 
 def parts_of(base: BaseModel, config: RunConfig, lora_folder: Path) -> list[Part]:
@@ -150,13 +208,17 @@ def set_up(
     device: torch.device,
     compute: torch.dtype,
     listener: Listener,
+    level: Level | None = None,
+    blocks: int = 0,
 ) -> StepContext:
-    """The frozen transformer on the device, and everything else a step needs."""
+    """The frozen transformer, as `level` keeps its weights, and everything else a step needs. It has `blocks` blocks,
+    which matters only where the level swaps some."""
     listener.report(Progress(phase=f"Loading {base.path.name}", done=0, total=config.steps))
-    recipe = config.recipe
+    recipe, level = config.recipe, level or Level()
     seed = f"{config.seed}/{base.expert}" if base.expert else str(config.seed)
+    storage = Storage(weights=level.weights, on_host=frozenset(swapped_blocks(level.swapped, blocks)))
     return StepContext(
-        transformer=base.family.load_transformer(base, dtype=compute, device=device),
+        transformer=base.family.load_transformer(base, dtype=compute, device=device, storage=storage),
         base=base,
         objective=base.family.objective(base, recipe),
         batches=Batches(training_set, base, recipe, seed=seed),
@@ -168,13 +230,18 @@ def set_up(
 
 
 def attach_adapter(context: StepContext, config: RunConfig) -> Adapter:
-    """A fresh adapter on the context's transformer, which trains as the memory settings say."""
-    if config.memory.recompute:
-        recompute_blocks(context.transformer, keep_random_state=config.adapter.dropout > 0)
+    """A fresh adapter on the context's transformer."""
     return Adapter(
         context.transformer, context.base, config.adapter, rank=config.rank, seed=context.seed,
         streams=context.batches.streams,
     )
+
+
+def fit(context: StepContext, config: RunConfig, level: Level) -> Fitting:
+    """Recompute, offloading and swapping as the level says, on a transformer that has its adapter."""
+    blocks = context.family.blocks(context.transformer)
+    keep_random_state = config.adapter.dropout > 0
+    return Fitting(context.transformer, blocks, context.device, level, keep_random_state=keep_random_state)
 
 
 def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -189,12 +256,15 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
 def run_key(training_set: TrainingSet, base: BaseModel, config: RunConfig, compute: torch.dtype) -> str:
     """Hash of everything that decides the LoRA's numbers."""
     settings = config.as_dict()
-    del settings["name"], settings["memory"], settings["recipe"]["save_every"]
+    memory = settings.pop("memory")
+    if memory["level"] == BY_HAND and memory["weights"] not in ("as stored", "full"):  # fewer bits are other numbers
+        settings["weights"] = memory["weights"]
+    del settings["name"], settings["recipe"]["save_every"]
     files = [(expert.identity, expert.expert) for expert in (base, base.low_noise) if expert]
     return settings_key([ENGINE_VERSION, files, training_set.data_hash, str(compute), settings])
 
 
-def check_before_start(training_set: TrainingSet, parts: list[Part], folder: RunFolder) -> None:
+def check_before_start(training_set: TrainingSet, parts: list[Part], folder: RunFolder, device: torch.device) -> None:
     """ValueError or OSError for what would otherwise fail after the heavy part."""
     base = parts[0].base
     if not training_set.samples:
@@ -210,6 +280,7 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
             "base model to Prepare and Train."
         )
     check_captions(training_set, parts[0].config.recipe)
+    check_optimizer(parts[0].config, device)
     for place in (parts[0].lora_file.parent, folder.folder):
         check_writable(place)
     for part in parts:

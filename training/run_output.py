@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
 from .loop import RunState
 from .lora_header import lora_header
+from .optimizers import Stepper
 from .run_folder import RunFolder
 
 log = logging.getLogger(__name__)
@@ -61,19 +63,26 @@ class RunOutput:
         self._digests: dict[str, str] = {}
         self._part: Part | None = None
         self._adapter: Adapter | None = None
+        self._optimizer: Stepper | None = None
 
     def begin(self) -> None:
         """Start the record anew."""
         self._folder.start_progress()
         self._record("running")
 
-    def begin_part(self, part: Part, adapter: Adapter) -> None:
+    def begin_part(self, part: Part, adapter: Adapter, optimizer: Stepper) -> None:
         """From here on steps belong to this LoRA."""
-        self._part, self._adapter = part, adapter
+        self._part, self._adapter, self._optimizer = part, adapter, optimizer
 
     def end_part(self) -> None:
-        """Let go of the adapter, which holds memory of the device."""
-        self._adapter = None
+        """Let go of the adapter and its optimizer, which hold memory of the device."""
+        self._adapter = self._optimizer = None
+
+    def note(self, lines: Sequence[str]) -> None:
+        """Add to the report, and say the first line now."""
+        self._lines += lines
+        if lines:
+            log.info("%s", lines[0])
 
     def after_step(self, state: RunState) -> None:
         """Losses to disk now and then; a copy of the LoRA every `save_every` steps."""
@@ -145,7 +154,8 @@ class RunOutput:
 
     def _write(self, path: Path, state: RunState) -> dict[str, Tensor]:
         part = self._part
-        tensors = self._adapter.tensors(SAVED_DTYPES[part.config.adapter.save_as])
+        with self._optimizer.kept_weights():
+            tensors = self._adapter.tensors(SAVED_DTYPES[part.config.adapter.save_as])
         header = lora_header(self._training_set, part.base, part.config, key=self._key, steps_done=state.step)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_lora(path, tensors, header)
@@ -173,6 +183,12 @@ class RunOutput:
         return [
             f"{part.lora_file.name}, {part.lora_file.stat().st_size / 2**20:.1f} MB: {state.step} steps, rank "
             f"{config.rank}, alpha {adapter.scale * config.rank:g}, learning rate {config.learning_rate:g}, seed "
-            f"{config.seed}; {len(adapter)} layers, {numbers / 1e6:.2f} million numbers",
+            f"{config.seed}; {len(adapter)} layers, {numbers / 1e6:.2f} million numbers; {_optimizer_words(config)}",
             f"Training loss {fmean(losses[:tenth]):.4f} in the first tenth, {fmean(losses[-tenth:]):.4f} in the last",
         ]
+
+
+def _optimizer_words(config: RunConfig) -> str:
+    recipe = config.recipe
+    words = [recipe.optimizer, *([f"LoRA+ {recipe.lora_plus:g}"] if recipe.lora_plus != 1 else [])]
+    return ", ".join([*words, *([f"averaged (EMA {recipe.ema:g})"] if recipe.ema else [])])

@@ -5,18 +5,23 @@ from pathlib import Path
 
 import pytest
 import torch
+from few_bits import write_in_few_bits
 from footage import write_video
 from ltx2_twin import write_ltx2_twin
 from tiny import StandInImageEncoder, write_twin
+from torch import nn
 
 from video_lora_studio.loaders.feature_cache import FeatureCache
+from video_lora_studio.loaders.lora_file import write_lora
+from video_lora_studio.loaders.low_bits_linear import LowBitsLinear
+from video_lora_studio.loaders.module_weights import Storage
 from video_lora_studio.loaders.safetensors_file import read_header
 from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.precompute import prepare
 from video_lora_studio.training.dataset.scan import scan
 from video_lora_studio.training.demo import stand_ins
 from video_lora_studio.training.evaluate import merge_lora
-from video_lora_studio.training.families import FAMILIES, open_base_model
+from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
 from video_lora_studio.training.run import Places, attach_adapter, set_up, train
@@ -126,6 +131,75 @@ def test_recompute_gives_the_same_loss_and_gradients(studio):
     (loss, gradient), (plain_loss, plain) = found
     torch.testing.assert_close(loss, plain_loss, rtol=1e-6, atol=0)
     assert ((gradient - plain).norm() / plain.norm()).item() < 1e-5
+
+
+def loss_and_gradient(studio, transformer):
+    config = RunConfig(rank=4, recipe=RecipeConfig(first_frame=1.0))
+    context = set_up(studio.data, studio.base, config, CPU, torch.float32, SilentListener())
+    context = dataclasses.replace(context, transformer=transformer)
+    adapter = attach_adapter(context, config)
+    perturb(adapter)
+    loss = micro_step_loss(context, 0)
+    loss.backward()
+    assert {parameter.dtype for parameter in adapter.parameters()} == {torch.float32}
+    return loss.item(), torch.cat([p.grad.flatten() for p in adapter.parameters() if p.grad is not None])
+
+
+def in_few_bits(transformer):
+    return {name: layer for name, layer in transformer.named_modules() if isinstance(layer, LowBitsLinear)}
+
+
+def spelled_out(transformer):
+    """Every layer in few bits replaced by a plain one with its numbers."""
+    for name, layer in in_few_bits(transformer).items():
+        plain = nn.utils.skip_init(nn.Linear, layer.in_features, layer.out_features, bias=layer.bias is not None)
+        plain.weight = nn.Parameter(layer.numbers(torch.float32), requires_grad=False)
+        plain.bias = layer.bias
+        transformer.set_submodule(name, plain)
+    return transformer
+
+
+@pytest.mark.parametrize("weights", ["fp8", "int8", "nf4"])
+def test_weights_quantised_as_they_are_read_train_as_the_numbers_they_stand_for(studio, weights):
+    def load():
+        storage = Storage(weights=weights)
+        return studio.base.family.load_transformer(studio.base, dtype=torch.float32, device=CPU, storage=storage)
+
+    layers = in_few_bits(load())
+    assert layers and {layer.form for layer in layers.values()} == {weights}
+    assert not any(part.startswith("norm") for name in layers for part in name.split("."))
+    loss, gradient = loss_and_gradient(studio, load())
+    plain_loss, plain = loss_and_gradient(studio, spelled_out(load()))
+    assert loss == pytest.approx(plain_loss, rel=1e-6)
+    assert ((gradient - plain).norm() / plain.norm()).item() < 1e-6
+
+
+@pytest.mark.parametrize("stored", ["fp8 scaled", "GGUF Q4_K"])
+def test_a_file_in_few_bits_stays_so_and_trains_as_the_numbers_it_stands_for(studio, tmp_path, stored):
+    if "GGUF" in stored:
+        pytest.importorskip("gguf")
+    file = tmp_path / ("few.gguf" if "GGUF" in stored else "few.safetensors")
+    numbers = write_in_few_bits(studio.base.path, file, stored)
+    base = open_base_model(file)
+    assert base.stored_as in (stored, "GGUF Q8_0") and dict(base.config) == dict(studio.base.config)
+    kept, full = (
+        base.family.load_transformer(base, dtype=torch.float32, device=CPU, storage=Storage(weights=weights))
+        for weights in ("as stored", "full")
+    )
+    assert in_few_bits(kept) and not in_few_bits(full)
+    with pytest.raises(ValueError, match="is kept in few bits: load the model with its weights in full"):
+        layer = next(iter(in_few_bits(kept)))
+        key = f"diffusion_model.{base.family.original_name(layer)}"
+        write_lora(tmp_path / "x.safetensors", {f"{key}.lora_A.weight": torch.ones(1, 1),
+                                                f"{key}.lora_B.weight": torch.ones(1, 1)}, {})
+        merge_lora(kept, base.family, tmp_path / "x.safetensors")
+    for transformer in (kept, full):
+        for name, tensor in file_tensors(base.family, transformer).items():
+            assert torch.equal(tensor, numbers[base.key_prefix + name]), name
+    loss, gradient = loss_and_gradient(studio, kept)
+    plain_loss, plain = loss_and_gradient(studio, full)
+    assert loss == pytest.approx(plain_loss, rel=1e-6)
+    assert ((gradient - plain).norm() / plain.norm()).item() < 1e-6
 
 
 def test_a_clip_is_learnt_and_the_file_has_the_effect(studio, tmp_path):

@@ -16,8 +16,8 @@ def written(tmp_path, tensors, metadata=None):
     return read_header(tmp_path / "x.safetensors")
 
 
-def mark(format):
-    return torch.tensor(list(json.dumps({"format": format}).encode()), dtype=torch.uint8)
+def mark(format, **more):
+    return torch.tensor(list(json.dumps({"format": format, **more}).encode()), dtype=torch.uint8)
 
 
 def weight(dtype, rows=64):
@@ -35,6 +35,9 @@ def weight(dtype, rows=64):
      "fp8 scaled"),
     ({"p.a.weight": weight(E4M3), "p.a.weight_scale": torch.tensor(1.0), "p.a.comfy_quant": mark("float8_e4m3fn")},
      "fp8 scaled"),
+    ({"p.a.weight": weight(torch.int8), "p.a.weight_scale": torch.tensor(1.0)}, "int8"),
+    ({"p.a.weight": weight(torch.int8), "p.a.weight_scale": torch.ones(64, 1), "p.a.bias": torch.ones(32),
+      "p.a.comfy_quant": mark("int8_tensorwise")}, "int8"),
     ({"p.a.weight": weight(torch.bfloat16), "vae.a.weight": weight(torch.int8, 999)}, "bf16"),
 ])
 def test_the_way_weights_are_stored_is_named(tmp_path, tensors, name):
@@ -44,9 +47,9 @@ def test_the_way_weights_are_stored_is_named(tmp_path, tensors, name):
 
 
 @pytest.mark.parametrize("tensors, format", [
-    ({"a.weight": weight(torch.int8), "a.weight_scale": torch.ones(1)}, "int8"),
-    ({"a.weight": weight(torch.int8), "a.weight_scale": torch.ones(1), "a.comfy_quant": mark("int8_tensorwise")},
-     "int8_tensorwise"),
+    ({"a.weight": weight(torch.int8)}, "int8 without scales"),
+    ({"a.weight": weight(torch.int8), "a.weight_scale": torch.ones(64, 1), "a.comfy_quant": mark("asym_w4a8_int8")},
+     "asym_w4a8_int8"),
     ({"a.weight": weight(torch.uint8), "a.weight_scale": torch.ones(64, 2).to(E4M3),
       "a.weight_scale_2": torch.ones(1), "a.comfy_quant": mark("nvfp4")}, "nvfp4"),
     ({"a.weight": weight(torch.uint8), "a.weight_scale": torch.ones(64, 2).to(E4M3),
@@ -85,3 +88,41 @@ def test_a_plain_weight_is_read_as_it_is_stored(tmp_path):
     with TensorReader(header) as reader:
         assert torch.equal(read_weight(reader, "a.weight").float(), weight(E5M2).float())
         assert read_weight(reader, "a.bias").dtype == torch.float32
+
+
+@pytest.mark.parametrize("scale", [torch.tensor(0.5), torch.tensor([0.5]), torch.rand(64, 1)])
+def test_int8_is_multiplied_by_its_scale(tmp_path, scale):
+    header = written(tmp_path, {"a.weight": weight(torch.int8), "a.weight_scale": scale})
+    with TensorReader(header) as reader:
+        got = read_weight(reader, "a.weight")
+    assert torch.equal(got, weight(torch.int8).float() * scale.reshape(-1, 1))
+
+
+ROTATED = {"convrot": True, "convrot_groupsize": 16}
+
+
+@pytest.mark.parametrize("marks, metadata", [
+    ({"a.comfy_quant": mark("int8_tensorwise", **ROTATED)}, {}),
+    ({"a.comfy_quant": mark("int8_tensorwise", params=ROTATED)}, {}),
+    ({}, {"_quantization_metadata": json.dumps({"layers": {"a": {"format": "int8_tensorwise", **ROTATED}}})}),
+])
+def test_rotated_int8_is_turned_back(tmp_path, marks, metadata):
+    exact = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    four = torch.tensor([[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1.0]])
+    rotated = (exact.reshape(64, 2, 16) @ (torch.kron(four, four) / 4).T).reshape(64, 32)
+    scale = rotated.abs().amax(1, keepdim=True) / 127
+    tensors = {"a.weight": (rotated / scale).round().to(torch.int8), "a.weight_scale": scale, **marks}
+    header = written(tmp_path, tensors, metadata)
+    assert stored_as(header, "") == "int8"
+    with TensorReader(header) as reader:
+        got = read_weight(reader, "a.weight")
+    assert ((got - exact).norm() / exact.norm()).item() < 0.01
+    torch.testing.assert_close((got.reshape(64, 2, 16) @ (torch.kron(four, four) / 4).T).reshape(64, 32),
+                               tensors["a.weight"].float() * scale)
+
+
+def test_an_impossible_rotation_is_refused(tmp_path):
+    header = written(tmp_path, {"a.weight": weight(torch.int8), "a.weight_scale": torch.ones(1),
+                                "a.comfy_quant": mark("int8_tensorwise", convrot=True, convrot_groupsize=8)})
+    with TensorReader(header) as reader, pytest.raises(ValueError, match="cannot be rotated in groups of 8 columns"):
+        read_weight(reader, "a.weight")

@@ -71,7 +71,7 @@ BAD_FILES = {
     "empty": (b"", "bad.safetensors is empty (0 bytes): download it again."),
     "zip pickle": (b"PK\x03\x04" + bytes(99), "is a PyTorch pickle, which can run code"),
     "old pickle": (pickle.dumps({"a": 1}, protocol=2) + bytes(99), "is a PyTorch pickle"),
-    "gguf": (b"GGUF" + bytes(99), "is a GGUF file, which cannot be trained on"),
+    "gguf": (b"GGUF" + bytes(99), "is a GGUF file of version 0, which is not known"),
     "web page": (b"\n<!DOCTYPE html><html>", "is a web page, not weights"),
     "lfs": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
     "zeros": (bytes(4096), "holds only zeros where its header should be"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from ...loaders.low_bits_linear import LowBitsLinear
 from ...loaders.safetensors_file import read_header
 from .cogvideox import CogVideoX
 from .ltx import LTXVideo
@@ -44,5 +46,10 @@ def _listed(names: list[str]) -> str:
 
 
 def file_tensors(family: ModelFamily, module: nn.Module) -> dict[str, Tensor]:
-    """A transformer's tensors under the names that weights files use, without a prefix."""
-    return {family.original_name(name): tensor for name, tensor in module.state_dict().items()}
+    """A transformer's tensors under the names that weights files use, without a prefix; few bits as float32."""
+    tensors = module.state_dict()
+    for name, layer in module.named_modules():
+        if isinstance(layer, LowBitsLinear):
+            tensors.pop(f"{name}.scale", None)
+            tensors[f"{name}.weight"] = layer.numbers(torch.float32)
+    return {family.original_name(name): tensor for name, tensor in tensors.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loaders.key_map import KeyMap, count_blocks
-from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.module_weights import AS_STORED, Storage, build_without_storage, fill_at_random, fill_from_file
 from ...loaders.quantised_weights import stored_as, weight_names
 from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
@@ -99,14 +99,16 @@ class CogVideoX(ModelFamily):
             form=f"CogVideoX video x {scale:.8g}" + f", first frame x {image_scale:.8g}" * takes_image,
         )
 
-    def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load_transformer(
+        self, base: BaseModel, *, dtype: torch.dtype, device: torch.device, storage: Storage = AS_STORED
+    ) -> nn.Module:
         from diffusers import CogVideoXTransformer3DModel
 
         header = read_header(base.path)
         prefix, (_, _, names) = _layout(header)
         return fill_from_file(
             build_without_storage(lambda: CogVideoXTransformer3DModel(**base.config)), header, prefix, names,
-            dtype=dtype, device=device,
+            dtype=dtype, device=device, blocks=self.blocks, storage=storage,
         )
 
     def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:

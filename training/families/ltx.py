@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loaders.key_map import KeyMap, count_blocks
-from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.module_weights import AS_STORED, Storage, build_without_storage, fill_at_random, fill_from_file
 from ...loaders.quantised_weights import stored_as
 from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
@@ -95,12 +95,14 @@ class LTXVideo(ModelFamily):
             causal=bool(stated.get("causal_temporal_positioning", False)),
         )
 
-    def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load_transformer(
+        self, base: BaseModel, *, dtype: torch.dtype, device: torch.device, storage: Storage = AS_STORED
+    ) -> nn.Module:
         from diffusers import LTXVideoTransformer3DModel
 
         return fill_from_file(
             build_without_storage(lambda: LTXVideoTransformer3DModel(**base.config)), read_header(base.path),
-            base.key_prefix, NAMES, dtype=dtype, device=device,
+            base.key_prefix, NAMES, dtype=dtype, device=device, blocks=self.blocks, storage=storage,
         )
 
     def adapter_targets(self, base: BaseModel, streams: Collection[str]) -> Mapping[str, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from ...loaders.key_map import KeyMap, count_blocks
-from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.module_weights import AS_STORED, Storage, build_without_storage, fill_at_random, fill_from_file
 from ...loaders.quantised_weights import stored_as
 from ...loaders.safetensors_file import Header, identity, read_header
 from ..config import RecipeConfig
@@ -112,12 +112,14 @@ class LTX2(ModelFamily):
             streams=("video", "audio"),
         )
 
-    def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load_transformer(
+        self, base: BaseModel, *, dtype: torch.dtype, device: torch.device, storage: Storage = AS_STORED
+    ) -> nn.Module:
         from diffusers import LTX2VideoTransformer3DModel
 
         transformer = fill_from_file(
             build_without_storage(lambda: LTX2VideoTransformer3DModel(**base.config)), read_header(base.path),
-            base.key_prefix, NAMES, dtype=dtype, device=device,
+            base.key_prefix, NAMES, dtype=dtype, device=device, blocks=self.blocks, storage=storage,
             wanted=lambda name: name.split(".")[0] not in (*CONNECTORS, *BESIDE),
         )
         OwnTimesteps.install(transformer)

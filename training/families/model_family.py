@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...loaders.module_weights import AS_STORED, Storage
 from ...loaders.safetensors_file import Header
 from ..config import RecipeConfig
 from ..objective import FlowMatching, Objective
@@ -161,7 +162,7 @@ class BaseModel:
     key_prefix: str
     """What stands before the model's own names in the file, `model.diffusion_model.` or nothing."""
     stored_as: str
-    """How the weights are stored: `bf16`, `fp16`, `fp32`, `fp8`, `fp8 scaled`."""
+    """How the weights are stored: `bf16`, `fp16`, `fp32`, `fp8`, `fp8 scaled`, `int8`, `GGUF Q4_K`."""
     config: Mapping[str, Any]
     """Arguments of the family's transformer class."""
     grid: Grid
@@ -217,9 +218,12 @@ class ModelFamily(ABC):
         """
 
     @abstractmethod
-    def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load_transformer(
+        self, base: BaseModel, *, dtype: torch.dtype, device: torch.device, storage: Storage = AS_STORED
+    ) -> nn.Module:
         """The transformer, filled strictly from the file, frozen, in eval mode, weights in `dtype` on `device`.
 
+        `storage` says which weights of its blocks are kept in few bits, and which blocks in host memory.
         Tensors go one by one from the file to the device: host memory beside the model stays at one tensor.
         Raises ValueError naming the keys where the file lacks some, has too many, or has other shapes.
         """

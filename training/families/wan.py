@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ...loaders.key_map import KeyMap, count_blocks
-from ...loaders.module_weights import build_without_storage, fill_at_random, fill_from_file
+from ...loaders.module_weights import AS_STORED, Storage, build_without_storage, fill_at_random, fill_from_file
 from ...loaders.quantised_weights import stored_as, weight_names
 from ...loaders.safetensors_file import Header, identity, read_header
 from .model_family import (
@@ -205,12 +205,14 @@ class Wan(ModelFamily):
         expert = _named_expert(header.path) if _boundary(config) else ""
         return _as_expert(base, expert) if expert else base
 
-    def load_transformer(self, base: BaseModel, *, dtype: torch.dtype, device: torch.device) -> nn.Module:
+    def load_transformer(
+        self, base: BaseModel, *, dtype: torch.dtype, device: torch.device, storage: Storage = AS_STORED
+    ) -> nn.Module:
         from diffusers import WanTransformer3DModel
 
         transformer = fill_from_file(
             build_without_storage(lambda: WanTransformer3DModel(**base.config)), read_header(base.path),
-            base.key_prefix, NAMES, dtype=dtype, device=device,
+            base.key_prefix, NAMES, dtype=dtype, device=device, blocks=self.blocks, storage=storage,
             keep_fp32=WanTransformer3DModel._keep_in_fp32_modules,
         )
         _embed_time_in_full_precision(transformer)
