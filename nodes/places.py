@@ -15,7 +15,8 @@ from .. import training
 INPUT = "input"
 DATASETS = "datasets"
 SUBFOLDER = "video_lora"
-MODEL_FOLDERS = ("diffusion_models", "checkpoints")
+MODEL_FOLDERS = ("diffusion_models", "checkpoints", "unet_gguf")
+"""The last is where ComfyUI-GGUF, if it is there, lists its files."""
 CAPTIONER_FOLDERS = ("LLM", "VLM", "prompt_generator", "text_encoders")
 CAPTIONER_DEPTH = 3
 """How many folders deep a vision language model may lie: packs put it at `LLM/Qwen-VL/Qwen3-VL-8B-Instruct`."""
@@ -74,12 +75,16 @@ def checked_relative(name: str, label: str) -> str:
 
 def model_files() -> list[str]:
     """Weights files offered as base model: models alone, then checkpoints that hold one among other parts."""
-    return list(dict.fromkeys(name for kind in MODEL_FOLDERS for name in folder_paths.get_filename_list(kind)))
+    return list(dict.fromkeys(name for kind in _model_kinds() for name in folder_paths.get_filename_list(kind)))
 
 
 def model_file(name: str) -> Path:
     """The weights file behind a choice. Raises ValueError where there is none."""
-    return _file_of(MODEL_FOLDERS, name, "Model file")
+    return _file_of(_model_kinds(), name, "Model file")
+
+
+def _model_kinds() -> list[str]:
+    return [kind for kind in MODEL_FOLDERS if kind in folder_paths.folder_names_and_paths]
 
 
 def lora_file(name: str) -> Path:

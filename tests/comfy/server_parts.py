@@ -28,12 +28,14 @@ def put_clips(server: ComfyServer, name: str, *, count: int = 6, width: int = 16
     Returns the folder as the pack's `folder` widget names it. Another width makes other clips.
     """
     from footage import cut_real_clips, write_video
+    from nasty_files import scene
 
     folder = server.input / name
     folder.mkdir(parents=True)
     if not cut_real_clips(folder, count=count, width=width):
         for number in range(count):
-            write_video(folder / f"drawn_{number}.mp4", frames=24 + number, size=(width, width * 5 // 8 // 2 * 2))
+            size = width, width * 5 // 8 // 2 * 2
+            write_video(folder / f"drawn_{number}.mp4", frames=24 + number, size=size, draw=scene(number))
     for number, path in enumerate(sorted(folder.glob("*.mp4"))):
         path.with_suffix(".txt").write_text(f"{name}, clip number {number}", encoding="utf-8")
     return f"input/{name}"
@@ -90,10 +92,13 @@ def put_sounding_clips(server: ComfyServer, name: str) -> str:
     """Two drawn clips with a tone and one without sound, with captions, in input/`name`; the folder as in `put_clips`.
     """
     from footage import write_video
+    from nasty_files import scene
 
     folder = server.input / name
     folder.mkdir(parents=True)
     for number, sound in enumerate((440.0, 660.0, False)):
-        path = write_video(folder / f"clip_{number}.mp4", frames=32 + number, fps=24, sound=sound)
+        path = write_video(
+            folder / f"clip_{number}.mp4", frames=32 + number, fps=24, sound=sound, draw=scene(number)
+        )
         path.with_suffix(".txt").write_text(f"{name}, clip number {number}", encoding="utf-8")
     return f"input/{name}"

@@ -70,7 +70,8 @@ def test_ends_with_a_lora_whose_keys_all_match(job: Job):
 
 
 def test_each_clip_and_caption_was_encoded_once(job: Job):
-    assert job.encoded == {"vae": CLIPS, "clip": CLIPS + 1}  # the empty caption is one more
+    assert job.encoded["vae"] == CLIPS
+    assert job.encoded["clip"] - CLIPS in (0, 1)  # the empty caption, unless another test on this server had it encoded
     for name in ("clips_report", "prepare_report"):
         assert len(re.findall(r"\.mp4:", job.result.text(name))) == CLIPS, job.result.text(name)
 
