@@ -26,7 +26,7 @@ from video_lora_studio.training import open_base_model  # noqa: E402
 from video_lora_studio.training.listener import SilentListener  # noqa: E402
 from video_lora_studio.training.loop import RunState, draw, run_steps  # noqa: E402
 from video_lora_studio.training.optimizers import build_optimizer  # noqa: E402
-from video_lora_studio.training.run import attach_adapter, set_up  # noqa: E402
+from video_lora_studio.training.run import attach_adapter, fit, level_by_hand, set_up  # noqa: E402
 
 
 def median_gap(stamps):
@@ -45,6 +45,7 @@ class Sides:
             data_for(base, folder), base, self.config, torch.device("cpu"), torch.float32, SilentListener()
         )
         self.parameters = list(attach_adapter(self.context, self.config).parameters())
+        fit(self.context, self.config, level_by_hand(self.config.memory))
         self.optimizer = build_optimizer(self.parameters, self.config)
         self.now = now
 

@@ -102,7 +102,7 @@ def ours(wan: Path, folder: Path, steps: int):
     def run() -> None:
         number = next(numbers)
         config = RunConfig(name=f"bench_{number}", steps=steps, rank=RANK, learning_rate=LEARNING_RATE, seed=number,
-                           memory=MemoryConfig(recompute=True))
+                           memory=MemoryConfig(level="by hand", recompute=True))
         places = Places(lora_folder=folder / "loras", run_folder=folder / "runs" / config.name)
         result = train(data, base, config, places=places, device=torch.device("cpu"), precision="fp32")
         assert len(result.losses) == steps and not result.reused

@@ -40,7 +40,7 @@ def data_for(base, folder: Path):
 def config_for(number: int, steps: int, recompute: bool) -> RunConfig:
     return RunConfig(
         name=f"bench_{number}", steps=steps, rank=RANK, learning_rate=LEARNING_RATE, seed=number,
-        memory=MemoryConfig(recompute=recompute),
+        memory=MemoryConfig(level="by hand", recompute=recompute),
     )
 
 

@@ -5,78 +5,29 @@ from pathlib import Path
 
 import pytest
 import torch
+from family_studio import TWIN_NAMES, TWINS, open_studio
 from few_bits import write_in_few_bits
-from footage import write_video
-from ltx2_twin import write_ltx2_twin
-from tiny import StandInImageEncoder, write_twin
 from torch import nn
 
-from video_lora_studio.loaders.feature_cache import FeatureCache
 from video_lora_studio.loaders.lora_file import write_lora
 from video_lora_studio.loaders.low_bits_linear import LowBitsLinear
 from video_lora_studio.loaders.module_weights import Storage
 from video_lora_studio.loaders.safetensors_file import read_header
-from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
-from video_lora_studio.training.dataset.precompute import prepare
-from video_lora_studio.training.dataset.scan import scan
-from video_lora_studio.training.demo import stand_ins
+from video_lora_studio.training.config import RecipeConfig, RunConfig
 from video_lora_studio.training.evaluate import merge_lora
 from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
-from video_lora_studio.training.run import Places, attach_adapter, set_up, train
+from video_lora_studio.training.memory.level import Level
+from video_lora_studio.training.run import Places, attach_adapter, fit, set_up, train
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"
-BY_NAME = {family.name: family for family in FAMILIES}
-TWINS = [
-    ("Wan", "T2V"), ("Wan", "I2V"), ("Wan", "FLF2V"), ("Wan", "2.2 I2V"), ("Wan", "TI2V"), ("LTX-Video", None),
-    ("LTX-2", "2.0"), ("LTX-2", "2.3"), ("CogVideoX", "2b"), ("CogVideoX", "5b"), ("CogVideoX", "1.5"),
-    ("CogVideoX", "5b I2V"), ("CogVideoX", "1.5 I2V"),
-]
-IDS = [" ".join(filter(None, twin)) for twin in TWINS]
 
 
-class StandInAudioVae:
-    """Loudness in 16 bins at 25 steps a second, mixed into 8 channels by a fixed random matrix."""
-
-    identity, rate = "stand-in audio VAE 1", 16000
-
-    def encode(self, sound):
-        steps = sound.mean(0).unfold(0, 640, 640).unflatten(1, (16, 40)).square().mean(-1).sqrt()
-        mix = torch.randn(8, generator=torch.Generator().manual_seed(3))
-        return mix[:, None, None] * steps
-
-
-@dataclasses.dataclass(frozen=True)
-class Studio:
-    """A twin in a file, and two clips and an image prepared for it."""
-
-    base: object
-    data: object
-
-
-@pytest.fixture(scope="module", params=TWINS, ids=IDS)
+@pytest.fixture(scope="module", params=TWINS, ids=TWIN_NAMES)
 def studio(request, tmp_path_factory):
-    name, kind = request.param
-    folder = tmp_path_factory.mktemp("family")
-    file, clips = folder / "twin.safetensors", folder / "clips"
-    clips.mkdir()
-    if name == "LTX-2":
-        write_ltx2_twin(file, kind)
-    else:
-        write_twin(file, family=BY_NAME[name], kind=kind)
-    base = open_base_model(file)
-    width, height = (base.grid.width, base.grid.height) if hasattr(base.grid, "width") else (64, 64)
-    for clip, sound in (("loud", True), ("silent", False)):
-        write_video(clips / f"{clip}.mp4", frames=60, fps=24, size=(64, 64), **({"sound": True} if sound else {}))
-        (clips / f"{clip}.txt").write_text(f"a {clip} clip", encoding="utf-8")
-    encoders = dataclasses.replace(stand_ins(base), image=StandInImageEncoder(), sound=StandInAudioVae())
-    frames = base.grid.frames_within(9)
-    data = prepare(
-        scan(clips), base, encoders, width=width, height=height, frames=frames, cache=FeatureCache(folder / "cache")
-    ).training_set
-    return Studio(base, data)
+    return open_studio(request.param, tmp_path_factory.mktemp("family"))
 
 
 def attached(studio, **more):
@@ -120,9 +71,8 @@ def test_only_the_adapter_gets_gradients_and_all_of_it_does(studio):
 def test_recompute_gives_the_same_loss_and_gradients(studio):
     found = []
     for recompute in (True, False):
-        context, adapter = attached(
-            studio, memory=MemoryConfig(recompute=recompute), recipe=RecipeConfig(first_frame=1.0)
-        )
+        context, adapter = attached(studio, recipe=RecipeConfig(first_frame=1.0))
+        fit(context, RunConfig(rank=4), Level(recompute=recompute))
         perturb(adapter)
         loss = micro_step_loss(context, 0)
         loss.backward()

@@ -14,7 +14,7 @@ from PIL import Image
 from tiny import StandInImageEncoder, StandInTextEncoder, StandInVae, write_twin
 
 from video_lora_studio.loaders.feature_cache import FeatureCache
-from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
+from video_lora_studio.training.config import RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.precompute import prepare
 from video_lora_studio.training.dataset.scan import scan
 from video_lora_studio.training.demo import draw_clips
@@ -23,7 +23,8 @@ from video_lora_studio.training.families.model_family import DecodedClip, Encode
 from video_lora_studio.training.families.wan import KINDS, LATENTS
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
-from video_lora_studio.training.run import attach_adapter, set_up
+from video_lora_studio.training.memory.level import Level
+from video_lora_studio.training.run import attach_adapter, fit, set_up
 
 CPU = torch.device("cpu")
 FAMILY = next(family for family in FAMILIES if family.name == "Wan")
@@ -328,9 +329,10 @@ def test_every_kind_trains_on_clips_and_images_mixed(tmp_path, kind):
     assert {dict(sample.shapes)["video"][1] for sample in prepared_set.samples} == {1, 3}
     found = []
     for recompute in (True, False):
-        config = RunConfig(rank=4, recipe=RecipeConfig(first_frame=1.0), memory=MemoryConfig(recompute=recompute))
+        config = RunConfig(rank=4, recipe=RecipeConfig(first_frame=1.0))
         context = set_up(prepared_set, base, config, CPU, torch.float32, SilentListener())
         adapter = attach_adapter(context, config)
+        fit(context, config, Level(recompute=recompute))
         with torch.no_grad():
             for index, parameter in enumerate(adapter.parameters()):
                 parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index))

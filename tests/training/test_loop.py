@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from video_lora_studio.training.batches import Batches
-from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
+from video_lora_studio.training.config import RecipeConfig, RunConfig
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
+from video_lora_studio.training.memory.level import Level
 from video_lora_studio.training.optimizers import learning_rate_factor
-from video_lora_studio.training.run import attach_adapter, set_up
+from video_lora_studio.training.run import attach_adapter, fit, set_up
 
 CPU = torch.device("cpu")
 
@@ -49,7 +50,8 @@ def test_only_the_adapter_gets_gradients(training_set, base):
 def test_recompute_gives_the_same_loss_and_gradients(training_set, base):
     found = []
     for recompute in (True, False):
-        context, adapter = attached(training_set, base, memory=MemoryConfig(recompute=recompute))
+        context, adapter = attached(training_set, base)
+        fit(context, RunConfig(rank=4), Level(recompute=recompute))
         perturb(adapter)
         loss = micro_step_loss(context, 0)
         loss.backward()
