@@ -216,6 +216,8 @@ class RecipeConfig:
 
 
 BY_HAND = "by hand"
+CARDS = (12, 16, 24, 32, 48, 80)
+"""Sizes of cards, in GB, that memory can be planned for."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +231,7 @@ class MemoryConfig:
     level: str = setting(
         "auto", "Level", "auto: the fastest way that fits into the memory that is free now. A size: the fastest way "
         "that fits a card of that size. by hand: as the settings below say.",
-        choices=("auto", "12 GB", "16 GB", "24 GB", "32 GB", "48 GB", "80 GB", BY_HAND),
+        choices=("auto", *(f"{size} GB" for size in CARDS), BY_HAND),
     )
     weights: str = setting(
         "as stored", "Weights", "By hand only. How the model's own weights are kept while the LoRA learns. as stored: "

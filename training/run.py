@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.lora_file import read_lora, written_by_run
-from ..loaders.module_weights import Storage
+from ..loaders.module_weights import AS_STORED, Storage
 from .adapter import Adapter, adapted_layers, linear_layers
 from .batches import Batches, check_captions, trained_streams
 from .config import BY_HAND, PRECISIONS, MemoryConfig, RunConfig
@@ -111,7 +111,9 @@ def _train_part(
     base, config = part.base, part.config
     listener.report(Progress(phase="Planning memory", done=0, total=config.steps))
     plan = plan_memory(training_set, base, config, device, compute)
-    context = set_up(training_set, base, config, device, compute, listener, plan.level, plan.blocks)
+    swapped = frozenset(swapped_blocks(plan.level.swapped, plan.blocks))
+    storage = Storage(weights=plan.level.weights, on_host=swapped)
+    context = set_up(training_set, base, config, device, compute, listener, storage)
     state, adapter = RunState(), attach_adapter(context, config)
     fitting = fit(context, config, plan.level)
     optimizer = build_optimizer(adapter.parameters(), config)
@@ -148,8 +150,7 @@ def plan_memory(
     """How the run is fitted into memory, from headers and shapes alone. ValueError where it cannot be."""
     memory = config.memory
     streams = trained_streams(training_set, base, config.recipe)
-    sample = largest_sample(training_set, base, config.recipe)
-    workload = Workload.of(base, config, sample, streams, device, compute)
+    workload = Workload.of(base, config, largest_sample(training_set, streams), streams, device, compute)
     room = Room.of(device, memory.level)
     by_hand = level_by_hand(memory) if memory.level == BY_HAND else None
     return choose(Footprints(workload), room, Speed.of(device, compute), by_hand=by_hand)
@@ -162,11 +163,11 @@ def dry_run(context: StepContext, adapter: Adapter, fitting: Fitting, plan: Plan
     """
     batches, transformer = context.batches, context.transformer
     position = max(range(len(batches)), key=lambda place: batches.size(place))
-    held, devices = [*transformer.parameters(), *transformer.buffers()], [context.device]
+    held, device = [*transformer.parameters(), *transformer.buffers()], context.device
 
     def once() -> int:
-        with torch.random.fork_rng(devices=devices if context.device.type == "cuda" else []):
-            return peak_bytes(lambda: micro_step_loss(context, position).backward(), context.device, held)
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return peak_bytes(lambda: micro_step_loss(context, position).backward(), device, held)
 
     try:
         peak = persist(once, fitting.recovery)
@@ -208,15 +209,12 @@ def set_up(
     device: torch.device,
     compute: torch.dtype,
     listener: Listener,
-    level: Level | None = None,
-    blocks: int = 0,
+    storage: Storage = AS_STORED,
 ) -> StepContext:
-    """The frozen transformer, as `level` keeps its weights, and everything else a step needs. It has `blocks` blocks,
-    which matters only where the level swaps some."""
+    """The frozen transformer, its weights kept as `storage` says, and everything else a step needs."""
     listener.report(Progress(phase=f"Loading {base.path.name}", done=0, total=config.steps))
-    recipe, level = config.recipe, level or Level()
+    recipe = config.recipe
     seed = f"{config.seed}/{base.expert}" if base.expert else str(config.seed)
-    storage = Storage(weights=level.weights, on_host=frozenset(swapped_blocks(level.swapped, blocks)))
     return StepContext(
         transformer=base.family.load_transformer(base, dtype=compute, device=device, storage=storage),
         base=base,

@@ -8,7 +8,6 @@ from checkpoints import hollow_file, real
 from twin_steps import CPU, SIZES, predicted, real_steps, workload, write_deep_twin
 
 from video_lora_studio.loaders.safetensors_file import write_tensors
-from video_lora_studio.training.config import RecipeConfig
 from video_lora_studio.training.families import open_base_model
 from video_lora_studio.training.memory.footprint import Footprint, footprint, largest_sample
 from video_lora_studio.training.memory.level import Level
@@ -89,5 +88,5 @@ def test_the_largest_clip_with_its_longest_caption_counts(tmp_path):
         return SimpleNamespace(shapes=shapes, captions=[caption(count) for count in tokens])
 
     data = SimpleNamespace(samples=[sample(2, 90), sample(5, 3, 7), sample(5, 4)], streams=frozenset({"video"}))
-    found = largest_sample(data, SimpleNamespace(streams=("video",)), RecipeConfig())
+    found = largest_sample(data, frozenset(("video",)))
     assert found == {"video": (16, 5, 8, 8), "text": (7, 8)}

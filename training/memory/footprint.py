@@ -21,13 +21,14 @@ from torch.utils._pytree import tree_map
 from ...loaders.module_weights import Storage
 from ...loaders.safetensors_file import read_header
 from ..adapter import Adapter
-from ..config import RecipeConfig, RunConfig
+from ..config import RunConfig
 from ..dataset.training_set import PREVIEW, TrainingSet
 from ..families.model_family import BaseModel, Features, Streams
 from ..loop import Draw, StepContext, loss_of
 from ..objective import FlowMatching
 from ..optimizers import state_bytes
 from ..seeds import generator
+from .block_swap import present_blocks
 from .level import Level
 from .live_bytes import LiveBytes
 from .recompute import recompute_blocks
@@ -36,9 +37,6 @@ Shapes = Mapping[str, tuple[int, ...]]
 """Of the cached features of one sample, clip and caption, by name."""
 
 FEW_BLOCKS = (3, 2)
-
-AHEAD = 1
-"""Blocks that a swap brings to the device before they are needed."""
 
 FLOAT32_UNDER_AUTOCAST = frozenset(
     ("layer_norm", "rms_norm", "group_norm", "pow", "__pow__", "rsqrt", "reciprocal", "exp", "log", "softmax", "norm",
@@ -104,7 +102,7 @@ class Footprint:
 
     def on_device(self, level: Level, *, accumulated: bool = False) -> int:
         """Peak bytes on the device. `accumulated`: gradients of an earlier micro-step are there."""
-        waiting = max(0, level.swapped - 1 - AHEAD) * self.block
+        waiting = (self.blocks - present_blocks(level.swapped, self.blocks)) * self.block
         offloaded = max(0, self.blocks - 1) * self.kept if level.offload_activations else 0
         start = self.start - offloaded + (self.adapter if accumulated else 0)
         return self.weights - waiting + self.adapter + self.optimizer + max(start, self.end, self.adapter)
@@ -133,10 +131,11 @@ class Footprints:
         return self._known[key]
 
 
-def largest_sample(training_set: TrainingSet, base: BaseModel, recipe: RecipeConfig) -> dict[str, tuple[int, ...]]:
-    """The shapes of the sample that takes the most memory: the largest clip, with the longest caption of such a one."""
-    streams = recipe.trained(training_set.streams) if len(base.streams) > 1 else frozenset(base.streams)
+def largest_sample(training_set: TrainingSet, streams: frozenset[str]) -> dict[str, tuple[int, ...]]:
+    """The shapes of the sample that takes the most memory: the largest clip, with the longest caption of such a one.
 
+    `streams` are those that are trained.
+    """
     def size(shapes: tuple[tuple[str, tuple[int, ...]], ...]) -> int:
         return sum(math.prod(shape[1:]) for name, shape in shapes if name in streams)
 

@@ -9,12 +9,14 @@ from dataclasses import dataclass
 
 import torch
 
-from .footprint import AHEAD, Footprints
+from ..config import CARDS
+from .block_swap import AHEAD
+from .footprint import Footprints
 from .level import Level
 
 GIB = 2**30
 
-PRESETS = {f"{size} GB": (size - 1) * GIB for size in (12, 16, 24, 32, 48, 80)}
+PRESETS = {f"{size} GB": (size - 1) * GIB for size in CARDS}
 """What can be used of a card of each size: all but a gibibyte for the screen, the driver and PyTorch's own."""
 
 MARGIN, FIXED_MARGIN = 0.05, GIB // 4
