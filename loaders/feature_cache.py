@@ -11,15 +11,13 @@ import os
 import re
 import secrets
 import time
-import zlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
-from .safetensors_file import Header, read_header, read_tensors, write_tensors
+from .safetensors_file import Header, checksum, read_header, read_tensors, write_tensors
 from .whole_file import write_text
 
 log = logging.getLogger(__name__)
@@ -92,7 +90,7 @@ class FeatureCache:
         path = self.path(key)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_tensors(path, tensors, {**metadata, CHECKSUM: _checksum(tensors)})
+            write_tensors(path, tensors, {**metadata, CHECKSUM: checksum(tensors)})
         except OSError as error:
             if not self.has(key):  # Windows lets nobody replace a file that another process reads: then it is there
                 raise OSError(f"The feature cache in {self.folder} cannot be written: {error}") from error
@@ -127,7 +125,7 @@ class FeatureCache:
                 )
             except FileNotFoundError:  # another process has just forgotten it
                 continue
-            except (OSError, ValueError, TypeError, KeyError) as error:
+            except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 raise ValueError(
                     f"{path} cannot be read, so it is not known what is in use: delete it and queue Prepare again."
                 ) from error
@@ -193,7 +191,7 @@ def read_features(path: Path) -> dict[str, Tensor]:
     """
     try:
         tensors, metadata = read_tensors(path)
-        if metadata.get(CHECKSUM, "") not in ("", _checksum(tensors)):
+        if metadata.get(CHECKSUM, "") not in ("", checksum(tensors)):
             raise ValueError(f"{path.name} does not match its checksum")
     except ValueError as error:
         log.warning("features cannot be read: %s", error)
@@ -203,15 +201,6 @@ def read_features(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path.name} {what} in the cache {path.parent.parent}: queue Prepare again.") from error
     _mark_used(path)
     return tensors
-
-
-def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """CRC-32 over the names and bytes of tensors: finds a bad disk, not an ill will."""
-    crc = 0
-    for name in sorted(tensors):
-        flat = tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
-        crc = zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), crc))
-    return f"{crc:08x}"
 
 
 def _mark_used(path: Path) -> None:

@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from operator import index
@@ -22,6 +23,8 @@ from .whole_file import whole_file
 
 GB = 10**9
 HEADER_LIMIT = 100_000_000  # safetensors' own
+MOST_DIMENSIONS = 32
+LONGEST_FILE = 1 << 63  # bytes
 WHOLE_LIMIT = 16 * 2**20
 SAMPLES, SAMPLE_BYTES = 64, 4096
 
@@ -112,25 +115,33 @@ def _parse(name: str, text: bytes) -> tuple[dict[str, TensorInfo], dict[str, str
     start = 8 + len(text)
     tensors: dict[str, TensorInfo] = {}
     try:
-        entries = json.loads(text)
-        metadata = dict(entries.pop("__metadata__", None) or {})
+        entries = json.loads(text.decode("utf-8"))
+        metadata = entries.pop("__metadata__", None) or {}
+        "".join([*entries, *metadata]).encode()  # half letters, which nothing could write or show
         for key, entry in entries.items():
             begin, end = map(index, entry["data_offsets"])
-            shape = tuple(map(index, entry["shape"]))
-            info = TensorInfo(dtype=str(entry["dtype"]), shape=shape, start=start + begin, end=start + end)
-            if not 0 <= begin <= end or any(size < 0 for size in shape):
+            shape = tuple(map(index, entry["shape"][: MOST_DIMENSIONS + 1]))
+            if not is_possible(shape) or not isinstance(entry["dtype"], str):
+                raise ValueError(key)
+            info = TensorInfo(dtype=entry["dtype"], shape=shape, start=start + begin, end=start + end)
+            if not 0 <= begin <= end < LONGEST_FILE:
                 raise ValueError(key)
             if info.dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[info.dtype].itemsize:
                 raise ValueError(key)
             tensors[key] = info
-        if not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("__metadata__")
+        "".join(metadata.values()).encode()
         spans = sorted((info.start, info.end) for info in tensors.values())
         if any(begin != end for (begin, _), end in zip(spans, [start, *(end for _, end in spans)], strict=False)):
             raise ValueError("gaps")
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"{name} has a broken header, so it is damaged: download it again.") from error
     return tensors, metadata
+
+
+def is_possible(shape: tuple[int, ...]) -> bool:
+    """Whether a tensor could have this shape; an empty one must not be too large for its strides either."""
+    sides = [max(size, 1) for size in shape[:MOST_DIMENSIONS]]
+    return len(shape) == len(sides) and min(shape, default=0) >= 0 and math.prod(sides) < LONGEST_FILE
 
 
 def check_size(name: str, size: int, promised: int, *, longer: bool = False) -> None:
@@ -229,6 +240,15 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor], metadata: Map
         for name in order:
             flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
             file.write(flat.view(torch.uint8).numpy())
+
+
+def checksum(tensors: Mapping[str, Tensor], text: str = "") -> str:
+    """CRC-32 over the names and bytes of tensors, and a text beside them: finds a bad disk, not an ill will."""
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        flat = tensors[name].detach().to("cpu").contiguous().reshape(-1).view(torch.uint8)
+        crc = zlib.crc32(flat.numpy(), zlib.crc32(name.encode(), crc))
+    return f"{crc:08x}"
 
 
 def _header_bytes(order: Sequence[str], tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:

@@ -18,6 +18,8 @@ SUBFOLDER = "video_lora"
 MODEL_FOLDERS = ("diffusion_models", "checkpoints", "unet_gguf")
 """The last is where ComfyUI-GGUF, if it is there, lists its files."""
 CAPTIONER_FOLDERS = ("LLM", "VLM", "prompt_generator", "text_encoders")
+LONGEST_CONFIG = 1 << 20
+"""Characters of a model's `config.json`."""
 CAPTIONER_DEPTH = 3
 """How many folders deep a vision language model may lie: packs put it at `LLM/Qwen-VL/Qwen3-VL-8B-Instruct`."""
 
@@ -50,26 +52,29 @@ def clip_folder(choice: str) -> Path:
             continue
         if not folder_paths.is_within_directory(root, path):
             raise ValueError(
-                f"Folder {choice!r} leads outside ComfyUI's input and datasets folders, to {os.path.realpath(path)}: "
+                f"Folder {relative!r} leads outside ComfyUI's input and datasets folders, to {os.path.realpath(path)}: "
                 "move the clips there, or add that place as 'datasets' in extra_model_paths.yaml."
             )
         return Path(os.path.realpath(path))
     looked = ", ".join(root for _, root in _clip_roots())
-    raise ValueError(f"There is no folder {choice!r}: put your clips into a folder of their own in one of: {looked}.")
+    raise ValueError(f"There is no folder {relative!r}: put your clips into a folder of their own in one of: {looked}.")
 
 
 def checked_relative(name: str, label: str) -> str:
     """`name` with forward slashes, or ValueError where it is not a plain relative path on every system."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError(f"{label} is empty: choose one.")
-    slashed = name.strip().replace("\\", "/").rstrip("/")
+    name = name.strip()
+    slashed = name.replace("\\", "/").rstrip("/")
     parts = slashed.split("/")
-    if "\0" in slashed or len(slashed) > 1024:
+    if len(slashed) > 1024 or min(slashed, default=" ") < " ":
         raise ValueError(f"{label} {name[:40]!r} is not a usable path.")
     if slashed.startswith("/") or re.match(r"[A-Za-z]:", slashed) or slashed == "":
-        raise ValueError(f"{label} {name!r} must be a path inside ComfyUI's folders, without a drive or leading slash.")
+        raise ValueError(
+            f"{label} {name[:80]!r} must be a path inside ComfyUI's folders, without a drive or leading slash."
+        )
     if any(part in ("", ".", "..") for part in parts):
-        raise ValueError(f"{label} {name!r} must not hold '.', '..' or empty parts.")
+        raise ValueError(f"{label} {name[:80]!r} must not hold '.', '..' or empty parts.")
     return slashed
 
 
@@ -85,6 +90,11 @@ def model_file(name: str) -> Path:
 
 def _model_kinds() -> list[str]:
     return [kind for kind in MODEL_FOLDERS if kind in folder_paths.folder_names_and_paths]
+
+
+def lora_names() -> list[str]:
+    """Every LoRA, as ComfyUI's own loaders list it."""
+    return folder_paths.get_filename_list("loras")
 
 
 def lora_file(name: str) -> Path:
@@ -116,8 +126,21 @@ def lora_folder() -> Path:
 
 
 def run_folder(name: str) -> Path:
-    """What the run of this name leaves beside the LoRA. `name` has been checked by RunConfig."""
-    return Path(folder_paths.get_output_directory()) / SUBFOLDER / name
+    """What the run of this name leaves beside the LoRA. `name` has been checked by RunConfig.
+
+    Raises ValueError where a link stands there that leads out of the folder of all runs.
+    """
+    runs = os.path.join(folder_paths.get_output_directory(), SUBFOLDER)
+    if not folder_paths.is_within_directory(runs, os.path.join(runs, name)):
+        raise ValueError(f"Name {name!r} is a link in {runs} that leads out of it: choose another name.")
+    return Path(runs) / name
+
+
+def spare_folders() -> tuple[Path, ...]:
+    """Where a LoRA may be kept if the disk of its own folder is full: other LoRA folders, those of the user."""
+    others = [*folder_paths.get_folder_paths("loras"), folder_paths.get_user_directory(),
+              folder_paths.get_input_directory(), folder_paths.get_output_directory()]
+    return tuple(Path(folder) for folder in dict.fromkeys(others) if os.path.isdir(folder))
 
 
 def feature_folder() -> Path:
@@ -143,7 +166,7 @@ def _file_of(kinds: Iterable[str], name: str, label: str) -> Path:
         path = os.path.join(root, relative)
         if os.path.isfile(path):
             return Path(path)
-    raise ValueError(f"{label} {name!r} was not found; looked in: {', '.join(roots)}.")
+    raise ValueError(f"{label} {relative!r} was not found; looked in: {', '.join(roots)}.")
 
 
 def _first_writable(folders: Iterable[str], label: str) -> Path:
@@ -175,14 +198,15 @@ def captioner_folders() -> list[str]:
 
 def captioner_folder(name: str) -> Path:
     """The folder behind a choice of `captioner_folders`. Raises ValueError where there is none."""
-    kind, _, rest = checked_relative(name, "Folder").partition("/")
+    relative = checked_relative(name, "Folder")
+    kind, _, rest = relative.partition("/")
     for known, root in _captioner_roots():
         path = os.path.join(root, rest)
         if known == kind and rest and os.path.isfile(os.path.join(path, "config.json")):
             return Path(path)
     looked = ", ".join(dict.fromkeys(root for _, root in _captioner_roots()))
     raise ValueError(
-        f"Folder {name!r} holds no vision language model: put the model's folder, with config.json and its "
+        f"Folder {relative!r} holds no vision language model: put the model's folder, with config.json and its "
         f".safetensors files, into one of: {looked}."
     )
 
@@ -199,7 +223,7 @@ def _captioner_roots() -> list[tuple[str, str]]:
 def _has_eyes(folder: str) -> bool:
     try:
         with open(os.path.join(folder, "config.json"), encoding="utf-8") as file:
-            config = json.load(file)
-    except (OSError, ValueError):
+            config = json.loads(file.read(LONGEST_CONFIG))
+    except (OSError, ValueError, RecursionError):
         return False
     return isinstance(config, dict) and bool({"vision_config", "thinker_config"} & set(config))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import gc
 
 import comfy.model_management as model_management
 from comfy_api.latest import io, ui
@@ -101,12 +100,14 @@ def run_alone(
             training_set,
             base.base,
             config,
-            places=training.Places(lora_folder=places.lora_folder(), run_folder=places.run_folder(config.name)),
+            places=training.Places(
+                lora_folder=places.lora_folder(), run_folder=places.run_folder(config.name),
+                spare=places.spare_folders(),
+            ),
             device=model_management.get_torch_device(),
             precision=base.precision,
             listener=listener,
             check_file=check_keys,
         )
     finally:
-        gc.collect()
         model_management.soft_empty_cache()

@@ -20,14 +20,21 @@ from .seeds import generator
 PEFT_NAME = "default"
 
 
-def linear_layers(base: BaseModel) -> list[str]:
-    """Original names of the layers in a weights file that a LoRA can adapt, from its header alone."""
+def linear_layers(base: BaseModel) -> dict[str, tuple[int, int]]:
+    """Original names and shapes (O, I) of the layers in a weights file that a LoRA can adapt, from its header alone."""
     header = read_header(base.path)
-    return [
-        name.removeprefix(base.key_prefix).removesuffix(".weight")
+    return {
+        name.removeprefix(base.key_prefix).removesuffix(".weight"): info.shape
         for name, info in header.tensors.items()
         if name.startswith(base.key_prefix) and name.endswith(".weight") and len(info.shape) == 2
-    ]
+    }
+
+
+def count_numbers(base: BaseModel, config: AdapterConfig, *, rank: int, streams: Collection[str]) -> int:
+    """How many numbers an adapter will have, from the weights file's header. Raises ValueError as `adapted_layers`."""
+    layers = linear_layers(base)
+    presets = base.family.adapter_targets(base, streams)
+    return sum(rank * sum(layers[name]) for name in adapted_layers(layers, presets, config.targets))
 
 
 def adapted_layers(layers: Iterable[str], presets: Mapping[str, tuple[str, ...]], targets: str) -> list[str]:
@@ -97,9 +104,26 @@ class Adapter:
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """What trains, in a fixed order."""
-        for layer in self._layers.values():
-            yield layer.lora_A[PEFT_NAME].weight
-            yield layer.lora_B[PEFT_NAME].weight
+        return (weight for _, weight in self._named())
+
+    def state(self) -> dict[str, Tensor]:
+        """What `parameters` hold, as float32 on the CPU, by the names they have in the file. The scale is not in B."""
+        return {name: weight.detach().to("cpu", copy=True) for name, weight in self._named()}
+
+    @torch.no_grad()
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `state` gave. Raises ValueError where it is that of another adapter."""
+        named = dict(self._named())
+        if {name: weight.shape for name, weight in named.items()} != {name: t.shape for name, t in state.items()}:
+            raise ValueError("The saved state is of another adapter: other layers, or another rank.")
+        for name, weight in named.items():
+            weight.copy_(state[name])
+
+    def _named(self) -> Iterator[tuple[str, nn.Parameter]]:
+        """The parameters in their order, by the names they have in the file."""
+        for name, layer in self._layers.items():
+            yield f"{self._keys[name]}.lora_A.weight", layer.lora_A[PEFT_NAME].weight
+            yield f"{self._keys[name]}.lora_B.weight", layer.lora_B[PEFT_NAME].weight
 
     def tensors(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """The LoRA as it is written: `<key>.lora_A.weight` (R, I) and `.lora_B.weight` (O, R) with the scale in B.
@@ -107,9 +131,7 @@ class Adapter:
         Copies on the CPU. Without `.alpha` keys both ComfyUI and diffusers take the scale to be 1.
         """
         out = {}
-        for name, layer in self._layers.items():
-            key = self._keys[name]
-            out[f"{key}.lora_A.weight"] = layer.lora_A[PEFT_NAME].weight.detach().to("cpu", dtype, copy=True)
-            scaled = layer.lora_B[PEFT_NAME].weight.detach() * self.scale
-            out[f"{key}.lora_B.weight"] = scaled.to("cpu", dtype)
+        for name, weight in self._named():
+            scaled = weight.detach() * self.scale if name.endswith(".lora_B.weight") else weight.detach()
+            out[name] = scaled.to("cpu", dtype, copy=True)
         return out

@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import reprlib
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
+
+LONGEST_TEXT = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,21 +39,48 @@ def limits_of(config: type, name: str) -> Limits:
 
 
 def check(config: Any) -> None:
-    """ValueError, naming the setting by its label, unless every setting lies within its limits."""
+    """ValueError, naming the setting by its label, unless every setting is of its kind and within its limits."""
     for field in dataclasses.fields(config):
         limits: Limits | None = field.metadata.get("limits")
-        if limits is None:
-            continue
         value = getattr(config, field.name)
-        if isinstance(field.default, (int, float)) and not isinstance(field.default, bool):
-            wanted = int if isinstance(field.default, int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, wanted) or not -1e300 < value < 1e300:
-                kind = "a whole number" if wanted is int else "a number"
-                raise ValueError(f"{limits.label} must be {kind}, not {value!r}.")
-            if limits.low is not None and value < limits.low or limits.high is not None and value > limits.high:
-                raise ValueError(f"{limits.label} is {value}; it must lie between {limits.low:g} and {limits.high:g}.")
-        if limits.choices and value not in limits.choices:
-            raise ValueError(f"{limits.label} is {value!r}; choose one of: {', '.join(limits.choices)}.")
+        if limits is None:
+            if not isinstance(value, type(field.default)):
+                raise ValueError(f"{field.name} must be a {type(field.default).__name__}, not {shown(value)}.")
+        elif limits.choices:
+            if value not in limits.choices:
+                raise ValueError(f"{limits.label} is {shown(value)}; choose one of: {', '.join(limits.choices)}.")
+        elif isinstance(field.default, bool):
+            if not isinstance(value, bool):
+                raise ValueError(f"{limits.label} must be true or false, not {shown(value)}.")
+        elif isinstance(field.default, str):
+            if not _is_text(value):
+                raise ValueError(f"{limits.label} must be text of at most {LONGEST_TEXT:,} letters: {shown(value)}.")
+        else:
+            _check_number(limits, value, int if isinstance(field.default, int) else (int, float))
+
+
+def _is_text(value: Any) -> bool:
+    """Whether a value is text that is not too long and can be written to a file."""
+    return (
+        isinstance(value, str) and len(value) <= LONGEST_TEXT
+        and value == value.encode("utf-8", errors="ignore").decode()
+    )
+
+
+def _check_number(limits: Limits, value: Any, wanted: type | tuple[type, ...]) -> None:
+    if isinstance(value, bool) or not isinstance(value, wanted) or not -1e300 < value < 1e300:
+        kind = "a whole number" if wanted is int else "a number"
+        raise ValueError(f"{limits.label} must be {kind}, not {shown(value)}.")
+    if limits.low is not None and value < limits.low or limits.high is not None and value > limits.high:
+        raise ValueError(f"{limits.label} is {value}; it must lie between {limits.low:g} and {limits.high:g}.")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: whatever it is, a few words."""
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no number of more than 4,300 digits
+        return "a number of too many digits"
 
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -206,6 +237,19 @@ class RecipeConfig:
         1.0, "LoRA+", "How many times faster the half of the LoRA that starts at 0 learns than the other. 16 is the "
         "authors' choice, with a lower learning rate; 1 switches it off.", low=1.0, high=1000.0, step=1.0,
     )
+    resume_every: float = setting(
+        10.0, "Resume point every", "Minutes between resume points, from which the run goes on after a crash or a "
+        "power cut. Cancel and errors make one by themselves.", low=0.0, high=1440.0, step=1.0,
+    )
+    held_out: int = setting(
+        -1, "Held-out clips", "Clips that are not trained on: how well the LoRA does on them tells whether it learns "
+        "or only memorises, and which step is best. -1: one clip in twenty, none where there are fewer than twenty, at "
+        "most four. 0: all are trained on.", low=-1, high=1000,
+    )
+    judge_every: int = setting(
+        250, "Judge every", "Steps between looks at the held-out clips. A look takes about as long as eight steps. 0: "
+        "only at the end.", low=0, high=1000000,
+    )
 
     def __post_init__(self):
         check(self)
@@ -247,13 +291,29 @@ class MemoryConfig:
         False, "Offload activations", "By hand only. What Recompute keeps between the blocks waits in host memory. For "
         "long or large clips.",
     )
+    keep_attention: bool = setting(
+        False, "Keep attention", "By hand only. Recompute everything but attention, which costs the most to compute "
+        "again: faster for long clips, a little more memory. Needs Recompute.",
+    )
+    compile: bool = setting(
+        False, "Compile", "Compile the model's blocks with torch.compile: the first steps take minutes, all others "
+        "less time. Needs a compiler (Triton on a GPU); where there is none the run goes on without, and says so. The "
+        "numbers change in their last digits. Not together with Keep attention.",
+    )
 
     def __post_init__(self):
         check(self)
-        if self.level == BY_HAND and not self.recompute and (self.blocks_to_swap or self.offload_activations):
-            raise ValueError("Blocks to swap and Offload activations need Recompute: switch Recompute on.")
+        needy = self.blocks_to_swap or self.offload_activations or self.keep_attention
+        if self.level == BY_HAND and not self.recompute and needy:
+            raise ValueError(
+                "Blocks to swap, Offload activations and Keep attention need Recompute: switch Recompute on."
+            )
+        if self.level == BY_HAND and self.keep_attention and self.compile:
+            raise ValueError("Keep attention does not work in compiled blocks: switch Keep attention or Compile off.")
 
 
+LONGEST_NAME = 200
+"""Bytes of UTF-8: file systems end at 255, and more is put after the name."""
 RESERVED_NAMES = frozenset(
     ("con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10)))
 )
@@ -263,14 +323,15 @@ def check_name(name: str) -> None:
     """ValueError unless `name` can be a file's name on every system, and nothing but a name."""
     if not isinstance(name, str) or not name.strip():
         raise ValueError("Name is empty: give the LoRA a name, for example my_style.")
-    if name != name.strip() or len(name) > 100:
+    if name != name.strip() or len(name) > 100 or len(name.encode(errors="replace")) > LONGEST_NAME:
         raise ValueError(f"Name {name[:40]!r} must have at most 100 characters and no blanks at its ends.")
     if not re.fullmatch(r"\w[\w .+()-]*", name) or ".." in name or name.endswith("."):
         raise ValueError(
             f"Name {name!r} cannot be a file name: use letters, digits, blanks, '_', '-', '+' and single dots, "
             "and no folder."
         )
-    if name.split(".")[0].lower() in RESERVED_NAMES or name.startswith("_"):
+    device = unicodedata.normalize("NFKC", name.split(".")[0]).strip().lower()  # COM¹ is one as well
+    if device in RESERVED_NAMES or name.startswith("_"):
         raise ValueError(f"Name {name!r} is reserved: choose another.")
 
 

@@ -19,7 +19,8 @@ from .families.model_family import BaseModel, Features, ModelFamily, Streams
 from .listener import Listener, Progress
 from .objective import Objective, mean_squared_error
 from .optimizers import Stepper
-from .seeds import generator
+from .seeds import generator, number
+from .watch import Judgement, check_step
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,19 @@ class RunState:
 
     step: int = 0
     losses: list[float] = field(default_factory=list)
+    judged: list[Judgement] = field(default_factory=list)
+    """What the held-out clips said so far."""
+    torn: bool = False
+    """Whether a step was broken off while it changed the parameters, which then are of no step."""
+
+    def copy(self) -> RunState:
+        """The same, not changed by further steps."""
+        return RunState(step=self.step, losses=list(self.losses), judged=list(self.judged), torn=self.torn)
+
+    def become(self, other: RunState) -> None:
+        """Be as far as `other`."""
+        self.step, self.torn = other.step, other.torn
+        self.losses, self.judged = list(other.losses), list(other.judged)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,10 +60,6 @@ class StepContext:
     @property
     def family(self) -> ModelFamily:
         return self.base.family
-
-
-class LossNotFinite(ValueError):
-    """The loss or the gradient became NaN or infinite."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +136,7 @@ def run_steps(
     """Train until `config.steps`; `state` always describes the steps that are in the parameters.
 
     Where gradients cannot be computed, `recovery` may give what to do before the same step is tried again.
-    Raises LossNotFinite before the optimizer step that would have spoilt the parameters, and whatever `listener`
+    Raises like `check_step` before the optimizer step that would have spoilt the parameters, and whatever `listener`
     raises to stop.
     """
     started, first = time.monotonic(), state.step
@@ -136,11 +146,12 @@ def run_steps(
             loss, norm = persist(
                 partial(_accumulate, context, config, parameters, state.step, draws, listener), recovery
             )
-            if not math.isfinite(loss) or not math.isfinite(norm):
-                raise _not_finite(context, config, state.step, loss, norm)
+            check_step(state.losses, loss, norm, partial(_clips, context, config, state.step))
+            state.torn = True
             optimizer.step(state.step)
             state.step += 1
             state.losses.append(loss)
+            state.torn = False
             per_step = (time.monotonic() - started) / (state.step - first)
             listener.report(
                 Progress(
@@ -185,7 +196,10 @@ def _accumulate(
     losses = []
     for micro in range(count):
         listener.check()
-        loss = loss_of(context, draws.take(step * count + micro))
+        position = step * count + micro
+        if config.adapter.dropout:  # draws from the shared generator, which `train` gives back as it was
+            torch.manual_seed(number(context.seed, "dropout", position))
+        loss = loss_of(context, draws.take(position))
         (loss / count).backward()
         losses.append(loss.detach())
     norm = nn.utils.clip_grad_norm_(parameters, config.recipe.max_grad_norm or math.inf)
@@ -194,12 +208,7 @@ def _accumulate(
     return loss, norm
 
 
-def _not_finite(context: StepContext, config: RunConfig, step: int, loss: float, norm: float) -> LossNotFinite:
-    """What is said of a step after `step` others that must not be made."""
+def _clips(context: StepContext, config: RunConfig, step: int) -> list[str]:
+    """Names of the clips that are shown in the step after `step` others."""
     count = config.recipe.gradient_accumulation
-    names = [sample.name for micro in range(count) for sample in context.batches.samples(step * count + micro)]
-    what = f"gradient became {norm}" if math.isfinite(loss) else f"loss became {loss}"
-    return LossNotFinite(
-        f"The {what} in step {step + 1} (clips: {', '.join(names)}): lower the learning rate or look at these clips. "
-        + (f"The LoRA of step {step} is kept." if step else "Nothing was learnt yet.")
-    )
+    return [sample.name for micro in range(count) for sample in context.batches.samples(step * count + micro)]

@@ -7,42 +7,37 @@ import gc
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..loaders.lora_file import read_lora, written_by_run
 from ..loaders.module_weights import AS_STORED, Storage
-from .adapter import Adapter, adapted_layers, linear_layers
+from .adapter import Adapter, count_numbers
 from .batches import Batches, check_captions, trained_streams
 from .config import BY_HAND, PRECISIONS, MemoryConfig, RunConfig
 from .dataset.training_set import TrainingSet
+from .disk import check_room
+from .evaluate import judging
 from .families.model_family import BaseModel
 from .listener import Listener, Progress, SilentListener
 from .loop import RunState, StepContext, micro_step_loss, persist, run_steps
 from .memory.block_swap import swapped_blocks
 from .memory.fitting import Fitting
-from .memory.footprint import Footprints, Workload, largest_sample
+from .memory.footprint import Footprints
 from .memory.level import Level
 from .memory.live_bytes import peak_bytes
 from .memory.plan import Plan, Room, Speed, choose
-from .optimizers import build_optimizer, check_optimizer
-from .run_folder import RunFolder, settings_key
-from .run_output import KeyMatch, Part, RunOutput
+from .memory.workload import Workload, largest_sample
+from .optimizers import build_optimizer, check_optimizer, state_bytes
+from .run_facts import facts_of, run_key
+from .run_folder import RunFolder
+from .run_output import SAVED_DTYPES, KeyMatch, Part, Places, RunOutput, Training
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-ENGINE_VERSION = 1
-"""Raised when the same settings would give another LoRA than before."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Places:
-    """Where a run writes."""
-
-    lora_folder: Path
-    run_folder: Path
-
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
@@ -71,71 +66,104 @@ def train(
     """Train a LoRA of `base` on `training_set` and write `<name>.safetensors`; or return the one already there.
 
     Two experts give two files, `<name>_high_noise` and `<name>_low_noise`, trained one after the other. A run with the
-    same settings, data and base that has finished is not run again. Whatever stops a run after its first step (the
-    listener, an error, memory) leaves the LoRA of the last good step in the file before it is raised on. `check_file`
-    says how many of the written keys the host loads; fewer than all is a ValueError.
+    same settings, data and base that has finished is not run again; one that has not goes on where it was, and so does
+    one of fewer steps. Whatever stops a run after its first step (the listener, an error, memory) leaves the LoRA of
+    the last good step in the file, and a resume point, before it is raised on. `check_file` says how many of the
+    written keys the host loads; fewer than all is a ValueError, and so is another run of this name at the same time.
     """
     listener = listener or SilentListener()
     compute = compute_dtype(precision, device)
-    key = run_key(training_set, base, config, compute)
+    facts = facts_of(training_set, base, config, compute)
     folder = RunFolder(places.run_folder)
     parts = parts_of(base, config, places.lora_folder)
     check_before_start(training_set, parts, folder, device)
-    if record := folder.finished(key, [part.lora_file for part in parts]):
-        return _earlier_result(record, folder, parts)
+    streams = trained_streams(training_set, base, config.recipe)
+    trained, held_out = training_set.split(config.recipe.held_out, config.seed, streams)
+    with folder.alone():
+        if record := folder.finished(run_key(facts), config.steps, [part.lora_file for part in parts]):
+            return _earlier_result(record, folder, parts)
+        check_room(disk_needs(parts, training_set, folder))
+        output = RunOutput(training_set, held_out, base, config, facts, places, listener)
+        output.begin(parts)
+        job = Job(training_set, trained, held_out, device, compute, listener, output)
+        loras, devices = [], [device] if device.type == "cuda" else []
+        with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
+            for part in parts:
+                kept = output.kept(part)
+                loras.append(kept or _train_part(part, job))
+        for part in parts:
+            output.check(part, check_file(part.lora_file, part.base) if check_file else None)
+        return TrainResult(
+            loras=tuple(loras),
+            lora_files=tuple(part.lora_file for part in parts),
+            losses=output.losses,
+            report=output.finish(),
+            reused=False,
+        )
 
-    output = RunOutput(training_set, base, config, key, folder)
-    output.begin()
-    with torch.inference_mode(False), torch.enable_grad():
-        loras = tuple(_train_part(part, training_set, device, compute, listener, output) for part in parts)
-    for part in parts:
-        output.check(part, check_file(part.lora_file, part.base) if check_file else None)
-    return TrainResult(
-        loras=loras,
-        lora_files=tuple(part.lora_file for part in parts),
-        losses=output.losses,
-        report=output.finish(),
-        reused=False,
-    )
+
+class Job(NamedTuple):
+    """What all parts of a run share."""
+
+    training_set: TrainingSet
+    """All of it, of which `trained` is shown and `held_out` is judged by."""
+    trained: TrainingSet
+    held_out: TrainingSet
+    device: torch.device
+    compute: torch.dtype
+    listener: Listener
+    output: RunOutput
 
 
-def _train_part(
-    part: Part,
-    training_set: TrainingSet,
-    device: torch.device,
-    compute: torch.dtype,
-    listener: Listener,
-    output: RunOutput,
-) -> dict[str, Tensor]:
+def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
     """Train one LoRA, with its model on the device meanwhile; the LoRA's tensors."""
     base, config = part.base, part.config
+    device, compute, listener, output = job.device, job.compute, job.listener, job.output
+    points = output.points(part)
+    point, damaged = points.newest(config.steps)
+    output.note(damaged)
     listener.report(Progress(phase="Planning memory", done=0, total=config.steps))
-    plan = plan_memory(training_set, base, config, device, compute)
+    plan = plan_memory(job.training_set, base, config, device, compute, weights=point.weights if point else None)
     swapped = frozenset(swapped_blocks(plan.level.swapped, plan.blocks))
     storage = Storage(weights=plan.level.weights, on_host=swapped)
-    context = set_up(training_set, base, config, device, compute, listener, storage)
+    context = set_up(job.trained, base, config, device, compute, listener, storage)
     state, adapter = RunState(), attach_adapter(context, config)
     fitting = fit(context, config, plan.level)
     optimizer = build_optimizer(adapter.parameters(), config)
-    output.begin_part(part, adapter, optimizer)
+    judge = judging(context, job.held_out, config, optimizer, listener, fitting.recovery)
+    if point:
+        point.put_back(state, adapter, optimizer)
+    output.note(went_on(state, points.last_step(), config))
+
+    def rewind() -> None:
+        found, _ = points.newest(config.steps)
+        if found:
+            found.put_back(state, adapter, optimizer)
+        else:
+            state.become(RunState())
+
+    def after_step(state: RunState) -> None:
+        judge(state)
+        output.after_step(state)
+
     try:
+        output.begin_part(
+            Training(part=part, adapter=adapter, optimizer=optimizer, state=state, weights=plan.level.weights)
+        )
         if device.type != "cpu":
             plan = dry_run(context, adapter, fitting, plan)
         output.note(plan.lines)
-        run_steps(
-            context,
-            config,
-            parameters=list(adapter.parameters()),
-            optimizer=optimizer,
-            state=state,
-            listener=listener,
-            after_step=output.after_step,
-            recovery=fitting.recovery,
+        judge(state)
+        output.keep_best()
+        steps = partial(
+            run_steps, context, config, parameters=list(adapter.parameters()), optimizer=optimizer, state=state,
+            listener=listener, after_step=after_step, recovery=fitting.recovery,
         )
+        persist(steps, lambda error: _after(fitting.recovery(error), rewind))
         output.note(fitting.notes)
-        return output.save(state)
+        return output.save()
     except BaseException as stop:
-        output.stopped(state, stop)
+        output.stopped(stop, rewind)
         raise
     finally:
         output.end_part()
@@ -144,16 +172,49 @@ def _train_part(
         gc.collect()
 
 
+def _after(recover: Callable[[], None] | None, rewind: Callable[[], None]) -> Callable[[], None] | None:
+    """What to do when memory ran out within a step of the optimizer, which may be half made."""
+    if recover is None:
+        return None
+
+    def both() -> None:
+        recover()
+        rewind()
+
+    return both
+
+
+def went_on(state: RunState, last: int, config: RunConfig) -> list[str]:
+    """What the report says of a run that did not begin at its beginning, or that did again; `last`: its last point."""
+    if not state.step:
+        return [f"Begun anew: the last run of these settings had {last} steps."] if last else []
+    lines = [f"Went on from step {state.step}."]
+    if config.recipe.schedule != "constant":
+        lines.append(
+            f"The schedule ({config.recipe.schedule}) is that of {config.steps} steps; if the steps before were made "
+            "for another number of them, their learning rate was another."
+        )
+    return lines
+
+
 def plan_memory(
-    training_set: TrainingSet, base: BaseModel, config: RunConfig, device: torch.device, compute: torch.dtype
+    training_set: TrainingSet,
+    base: BaseModel,
+    config: RunConfig,
+    device: torch.device,
+    compute: torch.dtype,
+    weights: str | None = None,
 ) -> Plan:
-    """How the run is fitted into memory, from headers and shapes alone. ValueError where it cannot be."""
+    """How the run is fitted into memory, from headers and shapes alone. ValueError where it cannot be.
+
+    `weights`: how the model's own were kept when the run began, and must be again.
+    """
     memory = config.memory
     streams = trained_streams(training_set, base, config.recipe)
     workload = Workload.of(base, config, largest_sample(training_set, streams), streams, device, compute)
     room = Room.of(device, memory.level)
     by_hand = level_by_hand(memory) if memory.level == BY_HAND else None
-    return choose(Footprints(workload), room, Speed.of(device, compute), by_hand=by_hand)
+    return choose(Footprints(workload), room, Speed.of(device, compute), by_hand=by_hand, weights=weights)
 
 
 def dry_run(context: StepContext, adapter: Adapter, fitting: Fitting, plan: Plan) -> Plan:
@@ -166,8 +227,7 @@ def dry_run(context: StepContext, adapter: Adapter, fitting: Fitting, plan: Plan
     held, device = [*transformer.parameters(), *transformer.buffers()], context.device
 
     def once() -> int:
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-            return peak_bytes(lambda: micro_step_loss(context, position).backward(), device, held)
+        return peak_bytes(lambda: micro_step_loss(context, position).backward(), device, held)
 
     try:
         peak = persist(once, fitting.recovery)
@@ -180,8 +240,8 @@ def dry_run(context: StepContext, adapter: Adapter, fitting: Fitting, plan: Plan
 def level_by_hand(memory: MemoryConfig) -> Level:
     """What the settings for `by hand` say."""
     return Level(
-        weights=memory.weights, recompute=memory.recompute, offload_activations=memory.offload_activations,
-        swapped=memory.blocks_to_swap,
+        weights=memory.weights, recompute=memory.recompute, keep_attention=memory.keep_attention,
+        offload_activations=memory.offload_activations, swapped=memory.blocks_to_swap, compiled=memory.compile,
     )
 
 
@@ -196,7 +256,7 @@ def parts_of(base: BaseModel, config: RunConfig, lora_folder: Path) -> list[Part
         Part(
             base=expert,
             config=dataclasses.replace(config, steps=steps),
-            lora_file=lora_folder / f"{'_'.join(filter(None, (config.name, expert.expert)))}.safetensors",
+            lora_folder=lora_folder,
         )
         for expert, steps in zip(experts, shares, strict=True)
     ]
@@ -251,17 +311,6 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return COMPUTE_DTYPES[precision]
 
 
-def run_key(training_set: TrainingSet, base: BaseModel, config: RunConfig, compute: torch.dtype) -> str:
-    """Hash of everything that decides the LoRA's numbers."""
-    settings = config.as_dict()
-    memory = settings.pop("memory")
-    if memory["level"] == BY_HAND and memory["weights"] not in ("as stored", "full"):  # fewer bits are other numbers
-        settings["weights"] = memory["weights"]
-    del settings["name"], settings["recipe"]["save_every"]
-    files = [(expert.identity, expert.expert) for expert in (base, base.low_noise) if expert]
-    return settings_key([ENGINE_VERSION, files, training_set.data_hash, str(compute), settings])
-
-
 def check_before_start(training_set: TrainingSet, parts: list[Part], folder: RunFolder, device: torch.device) -> None:
     """ValueError or OSError for what would otherwise fail after the heavy part."""
     base = parts[0].base
@@ -283,13 +332,30 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
         check_writable(place)
     for part in parts:
         streams = trained_streams(training_set, part.base, part.config.recipe)
-        presets = part.base.family.adapter_targets(part.base, streams)
-        adapted_layers(linear_layers(part.base), presets, part.config.adapter.targets)
-        if part.lora_file.is_file() and written_by_run(part.lora_file) is None:
-            raise ValueError(
-                f"{part.lora_file.name} is already in the LoRA folder and was not made by this pack: choose another "
-                "name."
-            )
+        count_numbers(part.base, part.config.adapter, rank=part.config.rank, streams=streams)
+        for file in (part.lora_file, part.best_file):
+            if file.is_file() and written_by_run(file) is None:
+                raise ValueError(
+                    f"{file.name} is already in the LoRA folder and was not made by this pack: choose another name."
+                )
+
+
+def disk_needs(parts: list[Part], training_set: TrainingSet, folder: RunFolder) -> dict[Path, int]:
+    """Bytes that a run will write at most, by folder: LoRAs, copies of them, and resume points.
+
+    Of the points two are kept while a third is written. What lies there from an earlier start is replaced. Raises
+    ValueError where the adapter would have no layer.
+    """
+    needs = {parts[0].lora_file.parent: 0, folder.folder: -folder.replaceable_bytes()}
+    for part in parts:
+        config, recipe = part.config, part.config.recipe
+        streams = trained_streams(training_set, part.base, recipe)
+        numbers = count_numbers(part.base, config.adapter, rank=config.rank, streams=streams)
+        lora = numbers * SAVED_DTYPES[config.adapter.save_as].itemsize
+        copies = config.steps // recipe.save_every if recipe.save_every else 0
+        needs[part.lora_file.parent] += lora
+        needs[folder.folder] += copies * lora + 3 * round(numbers * (4 + state_bytes(config)))
+    return {place: max(0, need) for place, need in needs.items()}
 
 
 def check_writable(folder: Path) -> None:

@@ -1,33 +1,50 @@
-"""What a run writes while it goes and when it ends: the LoRAs, copies of them, its record and its report."""
+"""What a run writes while it goes and when it ends: the LoRAs, copies of them, resume points, its record and report."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..loaders.feature_cache import file_digest
-from ..loaders.lora_file import write_lora
+from ..loaders.lora_file import read_lora, write_lora, written_by_run
+from ..loaders.whole_file import remove_leftovers
 from .adapter import Adapter
 from .batches import trained_streams
 from .config import RunConfig
 from .dataset.training_set import TrainingSet
+from .disk import wait_for_room
 from .families.model_family import BaseModel
+from .listener import Listener, Progress
 from .loop import RunState
 from .lora_header import lora_header
 from .optimizers import Stepper
-from .run_folder import RunFolder
+from .resume import ResumeFolder, ResumePoint, keep_last_runs
+from .run_facts import Facts, changes, run_key
+from .run_folder import RunFolder, kept_part
+from .watch import LossExploded, best, held_out_words
 
 log = logging.getLogger(__name__)
 
 SAVED_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 SECONDS_BETWEEN_WRITES = 5.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Places:
+    """Where a run writes."""
+
+    lora_folder: Path
+    run_folder: Path
+    spare: tuple[Path, ...] = ()
+    """Where what was learnt is kept if the disk of the others is full when a run ends."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,39 +61,111 @@ class Part:
 
     base: BaseModel
     config: RunConfig
-    lora_file: Path
+    lora_folder: Path
+
+    @property
+    def lora_file(self) -> Path:
+        """Where the LoRA goes."""
+        return self._file()
+
+    @property
+    def best_file(self) -> Path:
+        """Where the LoRA goes that did best on held-out clips."""
+        return self._file("best")
+
+    def _file(self, *which: str) -> Path:
+        words = (self.config.name, *which, self.base.expert)
+        return self.lora_folder / f"{'_'.join(filter(None, words))}.safetensors"
+
+
+@dataclass(kw_only=True)
+class Training:
+    """What is being trained at this moment."""
+
+    part: Part
+    adapter: Adapter
+    optimizer: Stepper
+    state: RunState
+    weights: str
+    """How the model's own weights are kept (`Level.weights`)."""
+
+    def point(self) -> ResumePoint:
+        return ResumePoint.of(self.state, self.adapter, self.optimizer, self.weights)
 
 
 class RunOutput:
     """The files of one run, part after part."""
 
-    def __init__(self, training_set: TrainingSet, base: BaseModel, config: RunConfig, key: str, folder: RunFolder):
-        self.losses: list[float] = []
-        self._training_set = training_set
-        self._base = base
-        self._config = config
-        self._key = key
-        self._folder = folder
-        self._started = self._written_at = time.monotonic()
-        self._losses_written = 0
+    def __init__(
+        self, training_set: TrainingSet, held_out: TrainingSet, base: BaseModel, config: RunConfig, facts: Facts,
+        places: Places, listener: Listener,
+    ):
+        self._training_set, self._held_out = training_set, held_out
+        self._base, self._config, self._facts = base, config, facts
+        self._key = run_key(facts)
+        self._places, self._folder = places, RunFolder(places.run_folder)
+        self._listener = listener
+        self._started = self._written_at = self._point_at = time.monotonic()
+        self._before: list[float] = []
+        """Losses of the parts that are done."""
+        self._losses_written = self._judgements_written = self._went_on = self._begun = 0
+        self._past: list[dict[str, Any]] = []
+        """Lines of progress.jsonl of the parts that are done."""
         self._lines: list[str] = []
-        self._digests: dict[str, str] = {}
-        self._part: Part | None = None
-        self._adapter: Adapter | None = None
-        self._optimizer: Stepper | None = None
+        self._parts: dict[str, Any] = {}
+        self._now: Training | None = None
 
-    def begin(self) -> None:
-        """Start the record anew."""
-        self._folder.start_progress()
+    @property
+    def losses(self) -> list[float]:
+        """Of every step of every part so far."""
+        return [*self._before, *(self._now.state.losses if self._now else ())]
+
+    def begin(self, parts: Sequence[Part]) -> None:
+        """Tidy up after runs that were killed; say what is different from the run before."""
+        self._folder.remove_leftovers()
+        keep_last_runs(self._folder.folder / "resume", self._folder.resume(self._key).name)
+        for file in (file for part in parts for file in (part.lora_file, part.best_file)):
+            remove_leftovers(file.parent, file.name)
+        record = self._folder.record()
+        if record.get("key") == self._key:
+            self._parts = record["parts"] if isinstance(record.get("parts"), dict) else {}
+        elif record:
+            different = changes(record.get("facts") if isinstance(record.get("facts"), dict) else {}, self._facts)
+            self.note([f"A new run, other than the last one of this name: {'; '.join(different)}"])
         self._record("running")
 
-    def begin_part(self, part: Part, adapter: Adapter, optimizer: Stepper) -> None:
-        """From here on steps belong to this LoRA."""
-        self._part, self._adapter, self._optimizer = part, adapter, optimizer
+    def kept(self, part: Part) -> dict[str, Tensor] | None:
+        """The LoRA of a part that an earlier start of this run has finished, None where none has."""
+        kept = kept_part({"parts": self._parts}, part.lora_file)
+        point, _ = self.points(part).newest(part.config.steps)
+        if kept is None or point is None or not kept["steps"] == point.state.step == part.config.steps:
+            return None
+        self._past += _entries(point.state, len(self._before), part.base.expert)
+        self._before += point.state.losses
+        self._went_on += point.state.step
+        self.note([f"{part.lora_file.name} was finished already", *kept["report"]])
+        return read_lora(part.lora_file)[0]
+
+    def points(self, part: Part) -> ResumeFolder:
+        """The resume points of a part."""
+        return ResumeFolder(self._folder.resume(self._key), part.base.expert)
+
+    def begin_part(self, now: Training) -> None:
+        """From here on steps belong to this LoRA. Makes a resume point: what cannot be saved is known at once."""
+        self._now, self._begun = now, now.state.step
+        self._went_on += self._begun
+        self._folder.start_progress([*self._past, *self._new_entries()])
+        self._count_written()
+        self._save_point()
 
     def end_part(self) -> None:
         """Let go of the adapter and its optimizer, which hold memory of the device."""
-        self._adapter = self._optimizer = None
+        if self._now:
+            state = self._now.state
+            self._past += _entries(state, len(self._before), self._now.part.base.expert)
+            self._before += state.losses
+            self._losses_written = self._judgements_written = 0
+        self._now = None
 
     def note(self, lines: Sequence[str]) -> None:
         """Add to the report, and say the first line now."""
@@ -85,36 +174,54 @@ class RunOutput:
             log.info("%s", lines[0])
 
     def after_step(self, state: RunState) -> None:
-        """Losses to disk now and then; a copy of the LoRA every `save_every` steps."""
-        self.losses.append(state.losses[-1])
+        """Losses and resume points to disk now and then; a copy of the LoRA every `save_every` steps."""
+        recipe, part = self._config.recipe, self._now.part
         if time.monotonic() - self._written_at > SECONDS_BETWEEN_WRITES:
-            self._write_losses()
-        every = self._config.recipe.save_every
-        if every and state.step % every == 0 and state.step < self._part.config.steps:
-            self._write(self._folder.checkpoint(state.step, self._part.base.expert), state)
+            self._write_progress()
+        self.keep_best()
+        if recipe.save_every and state.step % recipe.save_every == 0 and state.step < part.config.steps:
+            self._write_lora(self._folder.checkpoint(state.step, part.base.expert), self._patiently)
+        if time.monotonic() - self._point_at >= 60 * recipe.resume_every:
+            self._save_point()
 
-    def save(self, state: RunState) -> dict[str, Tensor]:
-        """Write the LoRA in its place, keeping an earlier run's of the same name in the run folder; its tensors."""
-        part = self._part
-        self._write_losses()
-        self._folder.keep_replaced(part.lora_file, self._key)
-        tensors = self._write(part.lora_file, state)
-        self._digests[part.lora_file.name] = file_digest(part.lora_file)
-        self._lines += self._report_part(part, state)
-        return tensors
-
-    def stopped(self, state: RunState, reason: BaseException) -> None:
-        """Keep what was learnt before the run was stopped; never raises, the reason matters more."""
-        name, by = self._part.lora_file.name, type(reason).__name__
-        if not state.step:
-            log.info("%s: stopped by %s before the first step; nothing to keep", name, by)
+    def keep_best(self) -> None:
+        """Write the LoRA beside the last one where it has just done better on held-out clips than any before."""
+        state, file = self._now.state, self._now.part.best_file
+        found = best(state.judged)
+        if found is None or found.step != state.step:
             return
+        if file.is_file() and written_by_run(file) != self._key:
+            self._folder.keep_replaced(file)
+        self._write_lora(file, self._patiently)
+
+    def save(self) -> dict[str, Tensor]:
+        """Write the LoRA in its place and a resume point, waiting for room where there is none; the LoRA's tensors."""
+        self._save_point()
+        return self._save_lora(self._patiently)
+
+    def stopped(self, reason: BaseException, rewind: Callable[[], None]) -> None:
+        """Keep what was learnt before the run was stopped; never raises, the reason matters more.
+
+        `rewind` goes back to the last resume point, for a step that was broken off halfway and a LoRA that is spoilt.
+        """
+        part, by = self._now.part, type(reason).__name__
+        name, spoilt = part.lora_file.name, isinstance(reason, LossExploded)
         try:
-            self.save(state)
+            if spoilt:
+                self.points(part).forget_after(reason.sound_steps)
+            if spoilt or self._now.state.torn:
+                rewind()
+            step = self._now.state.step
+            if not step or not spoilt and step <= self._begun and part.lora_file.is_file():
+                log.info("%s: stopped by %s before a further step; nothing new to keep", name, by)
+                return
+            self._keep_all()
             self._record("stopped")
-            log.info("%s: stopped by %s after step %d; kept", name, by, state.step)
-        except (OSError, ValueError) as error:
-            log.error("%s: stopped by %s after step %d and not kept: %s", name, by, state.step, error)
+            log.info("%s: stopped by %s; the LoRA of step %d is kept", name, by, step)
+            if spoilt:
+                reason.args = (f"{reason} That of step {step} is kept.",)
+        except (OSError, ValueError, RuntimeError) as error:
+            log.error("%s: stopped by %s; of the end of the run not all could be kept: %s", name, by, error)
 
     def check(self, part: Part, match: KeyMatch | None) -> None:
         """Report how many keys a host loads. Raises ValueError where it would not load every one."""
@@ -132,17 +239,19 @@ class RunOutput:
 
     def finish(self) -> str:
         """Record the end and return the report."""
-        seconds, steps = time.monotonic() - self._started, max(1, len(self.losses))
+        seconds, steps = time.monotonic() - self._started, len(self.losses)
+        made = steps - self._went_on
+        went_on = f", {made} of them now after going on from step {self._went_on}" if self._went_on else ""
         report = "\n".join(
             [
-                f"{self._config.name}: {len(self.losses)} steps on {self._base.title}, "
-                f"{len(self._training_set.samples)} clips, {seconds / 60:.1f} minutes, {seconds / steps:.2f} s a step "
-                "with loading and saving",
+                f"{self._config.name}: {steps} steps{went_on} on {self._base.title}, "
+                f"{len(self._training_set.samples)} clips, {seconds / 60:.1f} minutes, {seconds / max(1, made):.2f} s "
+                "a step with loading and saving",
                 *self._left_out(),
                 *self._lines,
             ]
         )
-        self._record("finished", lora_sha256=self._digests, report=report)
+        self._patiently(lambda: self._record("finished", report=report), self._folder.folder, len(report))
         self._folder.write_report(report)
         return report
 
@@ -150,42 +259,139 @@ class RunOutput:
         """Samples that lack everything the recipe trains."""
         streams = trained_streams(self._training_set, self._base, self._config.recipe)
         silent = [sample.name for sample in self._training_set.samples if not streams & sample.streams]
-        return [f"Not used, they have no sound: {', '.join(silent)}"] if silent else []
+        held_out = dict.fromkeys(sample.name for sample in self._held_out.samples)
+        lines = [f"Not used, they have no sound: {', '.join(silent)}"] if silent else []
+        return [*lines, f"Held out, not trained on: {', '.join(held_out)}"] if held_out else lines
 
-    def _write(self, path: Path, state: RunState) -> dict[str, Tensor]:
-        part = self._part
-        with self._optimizer.kept_weights():
-            tensors = self._adapter.tensors(SAVED_DTYPES[part.config.adapter.save_as])
-        header = lora_header(self._training_set, part.base, part.config, key=self._key, steps_done=state.step)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_lora(path, tensors, header)
+    def _save_point(self) -> None:
+        """A resume point, unless the last one is of this very step."""
+        points, point = self.points(self._now.part), self._now.point()
+        self._patiently(lambda: points.add(point), points.folder, point.bytes)
+        self._point_at = time.monotonic()
+
+    def _save_lora(self, saving: Saving) -> dict[str, Tensor]:
+        """Write the LoRA in its place, keeping an earlier run's of the same name in the run folder; its tensors."""
+        file, state = self._now.part.lora_file, self._now.state
+        self._write_progress()
+        kept = kept_part({"parts": self._parts}, file)
+        if file.is_file() and (kept is None or kept["steps"] > state.step):
+            self._folder.keep_replaced(file)
+        tensors = self._write_lora(file, saving)
+        report = self._report_part()
+        self._parts[file.name] = {"sha256": file_digest(file), "steps": state.step, "report": report}
+        self._lines += report
+        self._record("running")
         return tensors
 
-    def _write_losses(self) -> None:
-        self._folder.add_losses(self._losses_written, self.losses[self._losses_written :])
-        self._losses_written, self._written_at = len(self.losses), time.monotonic()
+    def _keep_all(self) -> None:
+        """The resume point and the LoRA in their places, without waiting; each in a spare one where that fails."""
+        at_once: Saving = lambda write, folder, size: write()  # noqa: E731
+        points, point = self.points(self._now.part), self._now.point()
+        failed = None
+        for save, file in (
+            (lambda: points.add(point), points.path(point.state.step)),
+            (lambda: self._save_lora(at_once), self._now.part.lora_file),
+        ):
+            try:
+                save()
+            except OSError as error:
+                failed = error
+                where = self._save_elsewhere(file, point if file.parent == points.folder else None)
+                told = f"{error} It is in {where} instead." if where else str(error)
+                log.error("%s", told)
+                self._listener.report(Progress(phase=told, done=0, total=1))
+        if failed:
+            raise failed
+
+    def _save_elsewhere(self, file: Path, point: ResumePoint | None) -> Path | None:
+        """Write a file, under a name that is free, into the first spare folder that takes it; where it is then."""
+        for folder in self._places.spare:
+            path = folder / f"{self._config.name}-{file.name}" if point else folder / file.name
+            if path.exists():
+                continue
+            try:
+                point.write(path) if point else self._write_lora(path, lambda write, folder, size: write())
+                return path
+            except OSError as error:
+                log.warning("%s", error)
+        return None
+
+    def _write_lora(self, path: Path, saving: Saving) -> dict[str, Tensor]:
+        part, now = self._now.part, self._now
+        with now.optimizer.kept_weights():
+            tensors = now.adapter.tensors(SAVED_DTYPES[part.config.adapter.save_as])
+        header = lora_header(self._training_set, part.base, part.config, key=self._key, steps_done=now.state.step)
+
+        def write() -> None:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_lora(path, tensors, header)
+
+        saving(write, path.parent, sum(tensor.nbytes for tensor in tensors.values()))
+        return tensors
+
+    def _patiently(self, write: Callable[[], None], folder: Path, size: int) -> None:
+        wait_for_room(write, folder, size, self._listener)
+
+    def _new_entries(self) -> list[dict[str, Any]]:
+        """Lines of progress.jsonl that are not written yet."""
+        return _entries(
+            self._now.state, len(self._before), self._now.part.base.expert,
+            losses=self._losses_written, judgements=self._judgements_written,
+        )
+
+    def _write_progress(self) -> None:
+        """What is not written now, on a full disk, is written the next time."""
+        self._written_at = time.monotonic()
+        try:
+            self._folder.add_progress(self._new_entries())
+            self._count_written()
+        except OSError as error:
+            log.warning("progress.jsonl could not be written: %s", error)
+
+    def _count_written(self) -> None:
+        self._losses_written, self._judgements_written = len(self._now.state.losses), len(self._now.state.judged)
 
     def _record(self, status: str, **more: object) -> None:
         self._folder.write_record(
-            key=self._key,
-            status=status,
-            steps=len(self.losses),
-            base=self._base.title,
-            settings=self._config.as_dict(),
-            data=self._training_set.data_hash,
-            **more,
+            {
+                "key": self._key,
+                "status": status,
+                "steps": len(self.losses),
+                "base": self._base.title,
+                "settings": self._config.as_dict(),
+                "facts": self._facts,
+                "parts": self._parts,
+                **more,
+            }
         )
 
-    def _report_part(self, part: Part, state: RunState) -> list[str]:
-        adapter, config, losses = self._adapter, part.config, state.losses
+    def _report_part(self) -> list[str]:
+        now = self._now
+        file, config, losses = now.part.lora_file, now.part.config, now.state.losses
         tenth = max(1, len(losses) // 10)
-        numbers = sum(parameter.numel() for parameter in adapter.parameters())
+        numbers = sum(parameter.numel() for parameter in now.adapter.parameters())
         return [
-            f"{part.lora_file.name}, {part.lora_file.stat().st_size / 2**20:.1f} MB: {state.step} steps, rank "
-            f"{config.rank}, alpha {adapter.scale * config.rank:g}, learning rate {config.learning_rate:g}, seed "
-            f"{config.seed}; {len(adapter)} layers, {numbers / 1e6:.2f} million numbers; {_optimizer_words(config)}",
+            f"{file.name}, {file.stat().st_size / 2**20:.1f} MB: {now.state.step} steps, rank "
+            f"{config.rank}, alpha {now.adapter.scale * config.rank:g}, learning rate {config.learning_rate:g}, seed "
+            f"{config.seed}; {len(now.adapter)} layers, {numbers / 1e6:.2f} million numbers; "
+            f"{_optimizer_words(config)}",
             f"Training loss {fmean(losses[:tenth]):.4f} in the first tenth, {fmean(losses[-tenth:]):.4f} in the last",
+            *held_out_words(now.state.judged, now.part.best_file.name),
         ]
+
+
+Saving = Callable[[Callable[[], None], Path, int], None]
+"""How something is written that takes so many bytes in a folder."""
+
+
+def _entries(
+    state: RunState, before: int, expert: str, *, losses: int = 0, judgements: int = 0
+) -> list[dict[str, Any]]:
+    """Lines of progress.jsonl for the losses and judgements after the first so many, `before` steps of other parts."""
+    of_expert = {"expert": expert} if expert else {}
+    lines = [{"step": before + step, "loss": loss} for step, loss in enumerate(state.losses[losses:], losses + 1)]
+    lines += [{**each.entry(), "step": before + each.step, **of_expert} for each in state.judged[judgements:]]
+    return sorted(lines, key=lambda line: (line["step"], "held_out" in line))
 
 
 def _optimizer_words(config: RunConfig) -> str:

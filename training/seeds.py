@@ -13,5 +13,10 @@ import torch
 
 def generator(seed: int | str, purpose: str, position: int = 0) -> torch.Generator:
     """A CPU generator for one draw. CPU, so that every machine draws the same numbers."""
+    return torch.Generator().manual_seed(number(seed, purpose, position))
+
+
+def number(seed: int | str, purpose: str, position: int = 0) -> int:
+    """A seed for one draw, of 63 bits."""
     digest = hashlib.sha256(f"{seed}/{purpose}/{position}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    return int.from_bytes(digest[:8], "big") >> 1

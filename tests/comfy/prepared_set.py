@@ -34,7 +34,8 @@ def set_of(folder: Path, base: BaseModel, clips: Sequence[Features], captions: S
         write_tensors(clip_file, {**clip, PREVIEW: torch.zeros(3, 8, 8, 3, dtype=torch.uint8)}, {})
         write_tensors(caption_file, caption, {})
         shapes = tuple((name, tuple(clip[name].shape)) for name in sorted(clip))
-        samples.append(Sample(name=clip_file.stem, captions=(Caption(text="random", features=caption_file),),
+        captions = (Caption(text="random", features=caption_file),)
+        samples.append(Sample(name=clip_file.stem, clip=clip_file.stem, captions=captions,
                               clip_features=clip_file, shapes=shapes, key=f"{index:064x}"))
     _, frames, height, width = clips[0]["video"].shape
     stride = base.grid.space_stride

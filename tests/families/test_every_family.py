@@ -19,7 +19,8 @@ from video_lora_studio.training.families import FAMILIES, file_tensors, open_bas
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
 from video_lora_studio.training.memory.level import Level
-from video_lora_studio.training.run import Places, attach_adapter, fit, set_up, train
+from video_lora_studio.training.run import attach_adapter, fit, set_up, train
+from video_lora_studio.training.run_output import Places
 
 CPU = torch.device("cpu")
 GOLDEN = Path(__file__).parents[1] / "golden"

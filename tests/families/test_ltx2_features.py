@@ -19,7 +19,8 @@ from video_lora_studio.training.families.model_family import DecodedClip, Encode
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import micro_step_loss
 from video_lora_studio.training.objective import FlowMatching, ShiftedLogitNormal
-from video_lora_studio.training.run import Places, set_up, train
+from video_lora_studio.training.run import set_up, train
+from video_lora_studio.training.run_output import Places
 
 CPU = torch.device("cpu")
 

@@ -21,7 +21,8 @@ from video_lora_studio.training.families.model_family import Encoders
 from video_lora_studio.training.families.wan import Wan
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.objective import FlowMatching
-from video_lora_studio.training.run import Places, train
+from video_lora_studio.training.run import train
+from video_lora_studio.training.run_output import Places
 from video_lora_studio.training.seeds import generator
 
 CPU = torch.device("cpu")

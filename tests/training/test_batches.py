@@ -12,7 +12,8 @@ from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training.batches import Batches, ReadAhead, check_captions
 from video_lora_studio.training.config import RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.training_set import Caption, load_sample
-from video_lora_studio.training.run import Places, train
+from video_lora_studio.training.run import train
+from video_lora_studio.training.run_output import Places
 
 
 def captioned(training_set, *captions, **more):

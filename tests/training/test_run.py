@@ -12,8 +12,9 @@ from video_lora_studio.loaders.safetensors_file import read_tensors, write_tenso
 from video_lora_studio.training.config import AdapterConfig, MemoryConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.evaluate import fixed_noise_loss, merge_lora
 from video_lora_studio.training.listener import SilentListener
-from video_lora_studio.training.loop import LossNotFinite
-from video_lora_studio.training.run import KeyMatch, Places, check_writable, set_up, train
+from video_lora_studio.training.run import check_writable, set_up, train
+from video_lora_studio.training.run_output import KeyMatch, Places
+from video_lora_studio.training.watch import LossNotFinite
 
 CPU = torch.device("cpu")
 
@@ -121,6 +122,8 @@ def test_a_stop_before_the_first_step_leaves_an_earlier_lora_alone(run):
     earlier = run().lora_files[0].read_bytes()
     with pytest.raises(StopsAfter.Stop):
         run(settings(9), listener=StopsAfter(0))
+    with pytest.raises(StopsAfter.Stop):
+        run(settings(9, seed=1), listener=StopsAfter(0))
     assert run.lora_file.read_bytes() == earlier
 
 

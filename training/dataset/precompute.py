@@ -293,8 +293,8 @@ def _sample(job: _Job, plan: Plan) -> Sample:
         for orders, (first, *others) in zip(plan.texts, keys, strict=True)
     )
     return Sample(
-        name=plan.name, captions=captions, clip_features=cache.path(plan.key), shapes=_shapes(header),
-        key=key_of(plan.key, keys, plan.clip.repeats), repeats=plan.clip.repeats,
+        name=plan.name, clip=plan.clip.name, captions=captions, clip_features=cache.path(plan.key),
+        shapes=_shapes(header), key=key_of(plan.key, keys, plan.clip.repeats), repeats=plan.clip.repeats,
         notes=notes_of(work, plan, heard="audio" in header.tensors),
     )
 
