@@ -3,27 +3,34 @@
 import torch
 from ltx2_twin import write_ltx2_twin
 
-from video_lora_studio.loaders.module_weights import build_without_storage, fill_at_random
+from video_lora_studio.loaders.module_weights import Storage, build_without_storage, fill_at_random
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training.adapter import Adapter
 from video_lora_studio.training.config import RunConfig
 from video_lora_studio.training.families import FAMILIES, file_tensors, open_base_model
 from video_lora_studio.training.loop import StepContext, micro_step_loss
-from video_lora_studio.training.memory.footprint import Workload, footprint
+from video_lora_studio.training.memory.footprint import Footprints
 from video_lora_studio.training.memory.level import Level
 from video_lora_studio.training.memory.recompute import recompute_blocks
+from video_lora_studio.training.memory.workload import Workload
 from video_lora_studio.training.optimizers import build_optimizer
 
 CPU = torch.device("cpu")
 BY_NAME = {family.name: family for family in FAMILIES}
 RUN = RunConfig(name="sizes", steps=2, rank=8)
+KEPT, AGAIN = Level(), Level(recompute=True)
+ATTENTION_KEPT = Level(recompute=True, keep_attention=True)
 SIZES = [
-    ("Wan", "T2V", 6, (256, 256, 9), True), ("Wan", "T2V", 6, (256, 256, 9), False),
-    ("Wan", "T2V", 5, (64, 64, 5), True), ("Wan", "TI2V", 4, (512, 512, 9), True),
-    ("LTX-Video", None, 6, (512, 512, 17), True),
-    ("LTX-2", "2.0", 2, (256, 256, 17), True), ("CogVideoX", "5b", 6, (256, 256, 9), False),
+    ("Wan", "T2V", 6, (256, 256, 9), AGAIN), ("Wan", "T2V", 6, (256, 256, 9), ATTENTION_KEPT),
+    ("Wan", "T2V", 6, (256, 256, 9), KEPT), ("Wan", "T2V", 5, (64, 64, 5), AGAIN),
+    ("Wan", "T2V", 6, (256, 256, 9), Level(recompute=True, weights="fp8")),
+    ("Wan", "T2V", 5, (64, 64, 5), Level(recompute=True, weights="nf4")),
+    ("Wan", "TI2V", 4, (512, 512, 9), AGAIN), ("LTX-Video", None, 6, (512, 512, 17), AGAIN),
+    ("LTX-Video", None, 6, (512, 512, 17), ATTENTION_KEPT), ("LTX-2", "2.0", 2, (256, 256, 17), AGAIN),
+    ("LTX-2", "2.0", 2, (256, 256, 17), ATTENTION_KEPT), ("CogVideoX", "5b", 6, (256, 256, 9), KEPT),
+    ("CogVideoX", "5b", 6, (256, 256, 9), ATTENTION_KEPT),
 ]
-"""Family, kind, blocks, clip, recompute."""
+"""Family, kind, blocks, clip, level."""
 
 
 def write_deep_twin(path, name, kind, blocks):
@@ -54,10 +61,9 @@ def workload(base, size, run=RUN, device=CPU, compute=torch.float32):
     return Workload.of(base, run, sample_shapes(base, size), frozenset(base.streams), device, compute)
 
 
-def predicted(base, size, recompute, weights="as stored", compute=torch.float32):
+def predicted(base, size, level, compute=torch.float32):
     """Peak bytes of a step on the CPU."""
-    found = footprint(workload(base, size, compute=compute), weights, recompute)
-    return found.on_device(Level(weights=weights, recompute=recompute))
+    return Footprints(workload(base, size, compute=compute)).of(level).on_device(level)
 
 
 class DrawnBatches:
@@ -76,12 +82,13 @@ class DrawnBatches:
         return []
 
 
-def real_steps(base, size, recompute, compute=torch.float32, run=RUN):
+def real_steps(base, size, level, compute=torch.float32, run=RUN):
     """Two of the engine's own steps, to be called, and the tensors that are there before them."""
     work = workload(base, size)
-    transformer = base.family.load_transformer(base, dtype=compute, device=CPU)
-    if recompute:
-        recompute_blocks(transformer, keep_random_state=False)
+    storage = Storage(weights=level.weights)
+    transformer = base.family.load_transformer(base, dtype=compute, device=CPU, storage=storage)
+    if level.recompute:
+        recompute_blocks(transformer, keep_random_state=False, keep_attention=level.keep_attention)
     adapter = Adapter(transformer, base, run.adapter, rank=run.rank, seed="0", streams=work.clean)
     context = StepContext(
         transformer=transformer, base=base, objective=base.family.objective(base, run.recipe),

@@ -19,6 +19,7 @@ sys.path.append(str(Path(__file__).parents[1]))
 from twin_steps import CPU, SIZES, predicted, real_steps, write_deep_twin  # noqa: E402
 
 from video_lora_studio.training.memory.live_bytes import peak_bytes  # noqa: E402
+from video_lora_studio.training.memory.plan import describe  # noqa: E402
 
 
 def allocator_peak(run, held):
@@ -38,20 +39,20 @@ def main():
     parser.add_argument("--first", type=int, default=0, help="leave out so many of the sizes")
     first = parser.parse_args().first
     torch.set_num_threads(1)
-    print("| twin | blocks | clip | type | recompute | predicted MB | live MB | error | allocator MB | error |")
+    print("| twin | blocks | clip | type | memory | predicted MB | live MB | error | allocator MB | error |")
     print("|---|---|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
-        for index, (name, kind, blocks, size, recompute) in enumerate(SIZES[first:]):
+        for index, (name, kind, blocks, size, level) in enumerate(SIZES[first:]):
             base = write_deep_twin(Path(folder) / f"twin{index}.safetensors", name, kind, blocks)
             for compute in (torch.float32, torch.bfloat16):
-                said = predicted(base, size, recompute, compute=compute)
-                steps, held = real_steps(base, size, recompute, compute)
+                said = predicted(base, size, level, compute=compute)
+                steps, held = real_steps(base, size, level, compute)
                 live = peak_bytes(steps, CPU, held)
-                steps, held = real_steps(base, size, recompute, compute)
+                steps, held = real_steps(base, size, level, compute)
                 given_out = allocator_peak(steps, held)
                 print(
                     f"| {' '.join(filter(None, (name, kind)))} | {blocks} | {'x'.join(map(str, size))} | "
-                    f"{str(compute).removeprefix('torch.')} | {'yes' if recompute else 'no'} | {said / 1e6:.1f} | "
+                    f"{str(compute).removeprefix('torch.')} | {describe(level, blocks)} | {said / 1e6:.1f} | "
                     f"{live / 1e6:.1f} | {said / live - 1:+.1%} | {given_out / 1e6:.1f} | "
                     f"{said / given_out - 1:+.1%} |",
                     flush=True,

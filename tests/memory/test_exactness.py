@@ -131,14 +131,17 @@ def twin(request, tmp_path_factory):
     return Twin(request.param, tmp_path_factory.mktemp("twin"))
 
 
-WHOLE = (("Wan", "T2V"), ("LTX-2", "2.3"))
-"""Twins of which every case is tested; of the others the script's table shows them all."""
+TESTED = {
+    ("Wan", "T2V"): CASES, ("LTX-2", "2.3"): [*((way,) for way in WAYS), CASES[-1]], ("Wan", "I2V"): CASES[-1:],
+    ("LTX-Video", None): CASES[-1:], ("CogVideoX", "5b"): CASES[-1:],
+}
+"""The twins of every kind of block, and their cases; of all others the script's table shows all."""
 
 
 @pytest.mark.parametrize(
     ("twin", "case"),
-    [pytest.param(twin, case, id=f"{name}: {' + '.join(case)}") for name, twin in zip(TWIN_NAMES, TWINS, strict=True)
-     for case in (CASES if twin in WHOLE else CASES[-1:])],
+    [pytest.param(twin, case, id=f"{TWIN_NAMES[TWINS.index(twin)]}: {' + '.join(case)}")
+     for twin, cases in TESTED.items() for case in cases],
     indirect=["twin"],
 )
 def test_loss_and_gradients_are_those_of_the_plain_run(twin, case):

@@ -7,7 +7,8 @@ from family_studio import TWINS, open_studio
 from video_lora_studio.training.config import MemoryConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.memory.level import Level
-from video_lora_studio.training.run import Places, attach_adapter, dry_run, fit, plan_memory, set_up, train
+from video_lora_studio.training.run import attach_adapter, dry_run, fit, plan_memory, set_up, train
+from video_lora_studio.training.run_output import Places
 
 CPU = torch.device("cpu")
 FAILS_AT = 4
@@ -17,6 +18,18 @@ FAILS_AT = 4
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory):
     return open_studio(TWINS[0], tmp_path_factory.mktemp("studio"))
+
+
+@pytest.fixture(scope="module")
+def plain(studio, tmp_path_factory):
+    """A run with memory enough, and its folder."""
+    folder = tmp_path_factory.mktemp("plain")
+    return trained(studio, folder, settings()), folder
+
+
+def assert_same(result, plain):
+    assert result.losses == plain[0].losses
+    assert all(torch.equal(result.loras[0][name], tensor) for name, tensor in plain[0].loras[0].items())
 
 
 def settings(**memory):
@@ -65,14 +78,14 @@ def run_out(monkeypatch, studio, where, times):
 
 @pytest.mark.parametrize("where", ["forward", "backward"])
 @pytest.mark.parametrize(("times", "said"), [
-    (1, ["recompute."]), (2, ["recompute.", "recompute, activations wait in host memory."]),
+    (1, ["recompute, attention kept."]),
+    (3, ["recompute, attention kept.", "recompute.", "recompute, activations wait in host memory."]),
 ])
-def test_the_same_step_is_tried_again_with_the_next_level(studio, tmp_path, monkeypatch, where, times, said):
-    plain = trained(studio, tmp_path / "plain", settings())
+def test_the_same_step_is_tried_again_with_the_next_level(studio, plain, tmp_path, monkeypatch, where, times, said):
     count = run_out(monkeypatch, studio, where, times)
-    result = trained(studio, tmp_path / "again", settings())
-    assert count["failed"] == times and result.losses == plain.losses
-    assert all(torch.equal(result.loras[0][name], tensor) for name, tensor in plain.loras[0].items())
+    result = trained(studio, tmp_path, settings())
+    assert count["failed"] == times
+    assert_same(result, plain)
     for words in said:
         assert f"Memory ran out; from there on: {words}" in result.report
 
@@ -96,28 +109,28 @@ def test_other_errors_are_not_tried_again(studio, tmp_path, monkeypatch):
 @pytest.mark.parametrize("memory", [
     {"level": "24 GB"},
     {"level": "by hand", "recompute": False},
-    {"level": "by hand", "recompute": True, "blocks_to_swap": 2, "offload_activations": True},
+    {"level": "by hand", "blocks_to_swap": 2, "offload_activations": True, "keep_attention": True},
     {"level": "by hand", "weights": "full"},
 ], ids=str)
-def test_exact_levels_give_the_same_lora(studio, tmp_path, memory):
-    plain = trained(studio, tmp_path / "plain", settings())
-    result = trained(studio, tmp_path / "other", settings(**memory))
-    assert result.losses == plain.losses
-    assert all(torch.equal(result.loras[0][name], tensor) for name, tensor in plain.loras[0].items())
+def test_exact_levels_give_the_same_lora(studio, plain, tmp_path, memory):
+    result = trained(studio, tmp_path, settings(**memory))
+    assert_same(result, plain)
     assert "Memory: " in result.report
 
 
 @pytest.mark.parametrize("weights", ["fp8", "int8", "nf4"])
-def test_fewer_bits_are_another_run(studio, tmp_path, weights):
-    plain = trained(studio, tmp_path, settings())
-    other = trained(studio, tmp_path, settings(level="by hand", weights=weights))
-    assert not other.reused and other.losses != plain.losses
-    assert other.losses == pytest.approx(plain.losses, rel=0.2)
+def test_fewer_bits_are_another_run(studio, plain, weights):
+    result, folder = plain
+    other = trained(studio, folder, settings(level="by hand", weights=weights))
+    assert not other.reused and other.losses != result.losses
+    assert other.losses == pytest.approx(result.losses, rel=0.2)
 
 
-def test_swapping_without_recompute_is_refused_where_it_is_set():
+@pytest.mark.parametrize("needy", [{"blocks_to_swap": 3}, {"offload_activations": True}, {"keep_attention": True}],
+                         ids=str)
+def test_what_needs_recompute_is_refused_without_where_it_is_set(needy):
     with pytest.raises(ValueError, match="switch Recompute on"):
-        settings(level="by hand", recompute=False, blocks_to_swap=3)
+        settings(level="by hand", recompute=False, **needy)
 
 
 def test_more_blocks_than_there_are(studio, tmp_path):
@@ -128,6 +141,7 @@ def test_more_blocks_than_there_are(studio, tmp_path):
 def test_the_dry_run_measures_the_largest_batch_and_leaves_nothing(studio):
     config = settings()
     plan = plan_memory(studio.data, studio.base, config, CPU, torch.float32)
+    assert plan.level == Level()
     context = set_up(studio.data, studio.base, config, CPU, torch.float32, SilentListener())
     adapter = attach_adapter(context, config)
     fitting = fit(context, config, Level())
@@ -136,3 +150,8 @@ def test_the_dry_run_measures_the_largest_batch_and_leaves_nothing(studio):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert all(parameter.grad is None for parameter in adapter.parameters())
     assert corrected.chosen.device == pytest.approx(plan.chosen.device, rel=0.1)
+
+
+def test_the_plan_of_a_run_that_goes_on_keeps_its_weights(studio):
+    plan = plan_memory(studio.data, studio.base, settings(), CPU, torch.float32, weights="nf4")
+    assert plan.level == Level(weights="nf4")

@@ -9,32 +9,50 @@ from twin_steps import CPU, SIZES, predicted, real_steps, workload, write_deep_t
 
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training.families import open_base_model
-from video_lora_studio.training.memory.footprint import Footprint, footprint, largest_sample
+from video_lora_studio.training.memory.footprint import Footprint, Footprints
 from video_lora_studio.training.memory.level import Level
 from video_lora_studio.training.memory.live_bytes import LiveBytes, peak_bytes
+from video_lora_studio.training.memory.workload import largest_sample
 
 GIB = 2**30
 
 
-@pytest.mark.parametrize("case", [SIZES[0], SIZES[1]], ids=["recompute", "all kept"])
+@pytest.mark.parametrize("case", SIZES[:3], ids=["recompute", "attention kept", "all kept"])
 def test_the_predicted_peak_is_the_measured_one(case, tmp_path):
-    name, kind, blocks, size, recompute = case
+    name, kind, blocks, size, level = case
     base = write_deep_twin(tmp_path / "twin.safetensors", name, kind, blocks)
-    steps, held = real_steps(base, size, recompute)
-    assert predicted(base, size, recompute) == pytest.approx(peak_bytes(steps, CPU, held), rel=0.02)
+    steps, held = real_steps(base, size, level)
+    assert predicted(base, size, level) == pytest.approx(peak_bytes(steps, CPU, held), rel=0.02)
+
+
+@pytest.mark.parametrize("weights", ["fp8", "nf4"])
+def test_fewer_bits_take_their_weights_and_the_room_to_unpack_the_largest(weights, tmp_path):
+    base = write_deep_twin(tmp_path / "twin.safetensors", "Wan", "T2V", 5)
+    level = Level(recompute=True, weights=weights)
+    steps, held = real_steps(base, (64, 64, 5), level)
+    measured = peak_bytes(steps, CPU, held)
+    assert measured <= predicted(base, (64, 64, 5), level) <= 1.05 * measured
 
 
 def test_a_real_model_is_predicted_from_its_header_alone(tmp_path):
     shapes, _ = real("wan2.1_t2v_14B")
     base = open_base_model(hollow_file(tmp_path / "wan.safetensors", shapes))
-    work = workload(base, (832, 480, 81), device=torch.device("cuda"), compute=torch.bfloat16)
-    found = footprint(work, "as stored", True)
+    footprints = Footprints(workload(base, (832, 480, 81), device=torch.device("cuda"), compute=torch.bfloat16))
+    found = footprints.of(Level(recompute=True))
     assert found.blocks == 40
     assert found.weights == pytest.approx(2 * sum(torch.Size(shape).numel() for shape in shapes.values()), rel=0.01)
     tokens, width = 21 * 30 * 52, 5120
     assert found.kept == pytest.approx(2 * tokens * width, rel=0.05)  # each block keeps its bf16 input
     linear = 2 * tokens * sum(torch.Size(s).numel() for name, s in shapes.items() if ".ffn." in name and len(s) == 2)
     assert 3 * linear < found.operations < 20 * linear
+    attended = footprints.of(Level(recompute=True, keep_attention=True))
+    sums = 4 * tokens * 40  # one float32 for each query of each of the 40 heads
+    assert attended.start - found.start == pytest.approx(39 * (2 * tokens * width + sums), rel=0.01)
+    assert attended.kept == found.kept  # what offloading takes away
+    assert found.operations - attended.operations == pytest.approx(40 * 4 * tokens**2 * width, rel=0.01)
+    small = footprints.of(Level(recompute=True, weights="fp8"))
+    assert small.weights == pytest.approx(found.weights / 2, rel=0.02)
+    assert (small.kept, small.operations, small.adapter) == (found.kept, found.operations, found.adapter)
 
 
 FOOTPRINT = Footprint(

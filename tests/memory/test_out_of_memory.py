@@ -39,15 +39,20 @@ def test_what_this_machine_raises_is_known():
 
 def levels(blocks, level):
     while (level := next_level(level, blocks)) is not None:
-        yield level.recompute, level.swapped, level.offload_activations
+        yield level
+
+
+def again(swapped=0, offload=False, keep=False):
+    return Level(recompute=True, swapped=swapped, offload_activations=offload, keep_attention=keep)
 
 
 @pytest.mark.parametrize(("blocks", "start", "expected"), [
-    (40, Level(), [(True, n, False) for n in (0, 4, 8, 16, 32, 40)] + [(True, 40, True)]),
-    (28, Level(recompute=True, swapped=10), [(True, 20, False), (True, 28, False), (True, 28, True)]),
-    (30, Level(recompute=True, offload_activations=True, swapped=15), [(True, 30, True)]),
-    (2, Level(), [(True, 0, False), (True, 0, True)]),
-    (3, Level(recompute=True), [(True, 3, False), (True, 3, True)]),
+    (40, Level(), [again(keep=True), *(again(n) for n in (0, 4, 8, 16, 32, 40)), again(40, True)]),
+    (28, again(10), [again(20), again(28), again(28, True)]),
+    (30, again(15, True), [again(30, True)]),
+    (30, again(15, True, keep=True), [again(15, True), again(30, True)]),
+    (2, Level(), [again(keep=True), again(), again(0, True)]),
+    (3, again(), [again(3), again(3, True)]),
 ])
 def test_each_level_needs_less_until_nothing_is_left(blocks, start, expected):
     assert list(levels(blocks, start)) == expected

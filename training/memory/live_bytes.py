@@ -14,6 +14,9 @@ from torch.utils.flop_counter import flop_registry, sdpa_backward_flop_count, sd
 
 CPU_ATTENTION = "_scaled_dot_product_flash_attention_for_cpu"
 
+_DEVICE = torch.ops.prim.device.default
+"""A question that tensors of only a shape are asked more often than anything is computed."""
+
 
 class LiveBytes(TorchDispatchMode):
     """While entered, counts the storages that operations make until they are freed, and the operations' work.
@@ -43,6 +46,8 @@ class LiveBytes(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
         out = func(*args, **kwargs)
+        if func is _DEVICE:
+            return out
         for tensor in tree_leaves(out):
             if isinstance(tensor, Tensor):
                 self._note(tensor)

@@ -40,11 +40,14 @@ def is_out_of_memory(error: BaseException, device: torch.device) -> bool:
 def next_level(level: Level, blocks: int) -> Level | None:
     """The cheapest level that needs less memory of the device than `level`, for a model of so many blocks.
 
-    First recompute, then twice as many swapped blocks at a time, then offloaded activations. The weights' bits never
-    change, as the numbers would. None where nothing is left.
+    First recompute of all but attention, if blocks are not compiled, then of that too, then twice as many swapped
+    blocks at a time, then offloaded activations. The weights' bits never change, as the numbers would. None where
+    nothing is left.
     """
     if not level.recompute:
-        return dataclasses.replace(level, recompute=True)
+        return dataclasses.replace(level, recompute=True, keep_attention=not level.compiled)
+    if level.keep_attention:
+        return dataclasses.replace(level, keep_attention=False)
     if level.swapped < blocks and present_blocks(blocks, blocks) < blocks:
         return dataclasses.replace(level, swapped=min(blocks, max(2 * (1 + AHEAD), 2 * level.swapped)))
     if not level.offload_activations:

@@ -6,12 +6,14 @@ import dataclasses
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 
 from ..config import CARDS
 from .block_swap import AHEAD
-from .footprint import Footprints
+from .footprint import PLAIN, Footprints
 from .level import Level
 
 GIB = 2**30
@@ -27,9 +29,8 @@ HOST_MARGIN = 2 * GIB
 EFFICIENCY = 0.5
 """Share of the rate of one large matrix product that a step reaches; `tests/bench/gpu_steps.py` measures it."""
 
-PLAIN = ("bf16", "fp16", "fp32")
-"""Weights stored so can be kept in fewer bits; others stay as they are."""
 FEWER_BITS = ("fp8", "nf4")
+"""Ways to keep weights that are tried last, and only where they are stored in full."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,16 +140,20 @@ class Plan:
         return dataclasses.replace(self, chosen=chosen, considered=(*self.considered[:-1], chosen))
 
 
-def choose(footprints: Footprints, room: Room, speed: Speed, *, by_hand: Level | None = None) -> Plan:
+def choose(
+    footprints: Footprints, room: Room, speed: Speed, *, by_hand: Level | None = None, weights: str | None = None
+) -> Plan:
     """The first way, from the cheapest on, that fits into `room`; or what `by_hand` takes, whether it fits or not.
 
-    Raises ValueError in one sentence where none fits.
+    `weights`: the only way to keep these that is considered, as a run that goes on has to keep its numbers. Raises
+    ValueError in one sentence where none fits.
     """
     considered: list[Forecast] = []
-    for each in _ladder(footprints, room, speed) if by_hand is None else [forecast(footprints, speed, by_hand)]:
+    ways = _ladder(footprints, room, speed, weights) if by_hand is None else [forecast(footprints, speed, by_hand)]
+    for each in ways:
         considered.append(each)
         if by_hand is not None or each.fits(room):
-            found = footprints.of(each.level.weights, each.level.recompute)
+            found = footprints.of(each.level)
             return Plan(
                 chosen=each, considered=tuple(considered), room=room, blocks=found.blocks, unstepped=found.optimizer
             )
@@ -163,10 +168,8 @@ def choose(footprints: Footprints, room: Room, speed: Speed, *, by_hand: Level |
 
 
 def forecast(footprints: Footprints, speed: Speed, level: Level) -> Forecast:
-    """What one level takes. Seconds leave out what turning few bits into numbers costs."""
-    found, micro_steps = (
-        footprints.of(level.weights, level.recompute), footprints.workload.config.recipe.gradient_accumulation
-    )
+    """What one level takes. Left out: what turning few bits into numbers costs, and what compiling saves."""
+    found, micro_steps = footprints.of(level), footprints.workload.config.recipe.gradient_accumulation
     compute = found.operations / (speed.operations * EFFICIENCY)
     return Forecast(
         level=level,
@@ -180,31 +183,39 @@ def describe(level: Level, blocks: int) -> str:
     """A level in plain words."""
     parts = {"as stored": [], "full": ["weights in full"]}.get(level.weights, [f"weights in {level.weights}"])
     parts += ["recompute"] if level.recompute else []
+    parts += ["attention kept"] if level.keep_attention else []
     parts += [f"{level.swapped} of {blocks} blocks wait in host memory"] if level.swapped else []
     parts += ["activations wait in host memory"] if level.offload_activations else []
+    parts += ["blocks compiled"] if level.compiled else []
     return ", ".join(parts) or "everything on the device"
 
 
-def _ladder(footprints: Footprints, room: Room, speed: Speed) -> Iterator[Forecast]:
+def _ladder(footprints: Footprints, room: Room, speed: Speed, weights: str | None) -> Iterator[Forecast]:
     """Ways to save memory, from the cheapest on. Of numbers of swapped blocks the least that fits, or the greatest."""
-    def of(**settings) -> Forecast:
-        return forecast(footprints, speed, Level(**settings))
-
-    yield of()
+    compiled = footprints.workload.config.memory.compile
     kinds = ("as stored", *(FEWER_BITS if footprints.workload.base.stored_as in PLAIN else ()))
-    for weights in kinds:
-        yield of(weights=weights, recompute=True)
+    for kind in (weights,) if weights else kinds:
+        of = partial(_of, footprints, speed, weights=kind, compiled=compiled)
+        if kind == "as stored" or weights:
+            yield of()
+            if not compiled:
+                yield of(recompute=True, keep_attention=True)
+        yield of(recompute=True)
         if footprints.workload.device.type == "cpu":  # there is no other memory to wait in
             continue
-        blocks = footprints.of(weights, True).blocks
+        blocks = footprints.of(Level(weights=kind, recompute=True)).blocks
         for offload in (False, True):
             last = None
             for swapped in (0, *range(2 + AHEAD, blocks + 1)) if offload else range(2 + AHEAD, blocks + 1):
-                last = of(weights=weights, recompute=True, offload_activations=offload, swapped=swapped)
+                last = of(recompute=True, offload_activations=offload, swapped=swapped)
                 if last.fits(room):
                     break
             if last is not None:
                 yield last
+
+
+def _of(footprints: Footprints, speed: Speed, **level: Any) -> Forecast:
+    return forecast(footprints, speed, Level(**level))
 
 
 def _seconds(work, device: torch.device, budget: float = 0.05) -> float:

@@ -137,9 +137,15 @@ def _call(block: nn.Module, *args: Any) -> Any:
         _inside.reset(token)
 
 
+def is_kept_attention(operation: Any, args: tuple[Any, ...]) -> bool:
+    """Whether `keep_attention` keeps what this operation answers.
+
+    Attention over at least as many keys as there are queries: what it costs grows with the keys, what keeping its
+    answer costs does not.
+    """
+    return operation in FUSED_ATTENTION and args[1].shape[-2] >= args[0].shape[-2]
+
+
 def _keep_attention(_context: Any, operation: Any, *args: Any, **_named: Any) -> CheckpointPolicy:
-    """Keep attention over at least as many keys as there are queries: what it costs grows with the keys, what keeping
-    its answer costs does not."""
-    if operation in FUSED_ATTENTION and args[1].shape[-2] >= args[0].shape[-2]:
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
+    kept = is_kept_attention(operation, args)
+    return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
