@@ -7,6 +7,7 @@ from .base_model import ChooseBaseModel
 from .captions import CaptionClips, CaptionerClip, CaptionerLocal, CaptionerService
 from .clean_cache import CleanCache
 from .clips import LoadClips
+from .lora_info import InspectLora
 from .memory_settings import MemorySettings
 from .prepare import Prepare
 from .recipe_settings import RecipeSettings
@@ -28,6 +29,7 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     MemorySettings,
     Train,
     StackLoras,
+    InspectLora,
     CleanCache,
 )
 
@@ -42,6 +44,8 @@ class VideoLoraStudio(ComfyExtension):
         """Called once when ComfyUI has taken the pack in, before its server starts."""
         from server import PromptServer
 
+        from .lora_routes import add_lora_routes
         from .review_routes import add_review_routes
 
         add_review_routes(PromptServer.instance.routes)
+        add_lora_routes(PromptServer.instance.routes)

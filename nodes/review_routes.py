@@ -10,74 +10,53 @@ import asyncio
 import functools
 import json
 import mimetypes
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import web
 
 from .. import training
 from . import places
+from .route_guard import PREFIX, guarded, refusal
 
-PREFIX = "/video_lora"
 LARGEST = 8 << 20
 """Bytes of a request."""
+LONGEST_WORDS = 1000
 MEDIA_TYPES = {".mov": "video/mp4", ".m4v": "video/mp4", ".mkv": "video/x-matroska"}
 """What browsers play under another name than the system's, or under none."""
 PATIENCE = "private, max-age=86400"
 
 Work = Callable[[Path, dict[str, Any]], Any]
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def add_review_routes(routes: web.RouteTableDef) -> None:
     """Put the routes of the review page into ComfyUI's table."""
     writing, decoding = asyncio.Lock(), asyncio.Semaphore(2)
-    routes.get(f"{PREFIX}/review")(_guarded(_review))
-    routes.get(f"{PREFIX}/clip")(_guarded(_clip))
-    routes.get(f"{PREFIX}/still")(_guarded(functools.partial(_still, decoding)))
+    routes.get(f"{PREFIX}/review")(guarded(_review))
+    routes.get(f"{PREFIX}/clip")(guarded(_clip))
+    routes.get(f"{PREFIX}/still")(guarded(functools.partial(_still, decoding)))
     for name, work in (("captions", _captions), ("excluded", _excluded), ("replace", _replace), ("trigger", _trigger)):
-        routes.post(f"{PREFIX}/{name}")(_guarded(functools.partial(_change, work, writing)))
-
-
-def _guarded(handler: Handler) -> Handler:
-    """The handler for requests from this server's own pages; what is wrong comes back as one sentence."""
-    async def guarded(request: web.Request) -> web.StreamResponse:
-        try:
-            origin = request.headers.get("Origin")
-            if origin is not None and urlsplit(origin).netloc.lower() != request.host.lower():
-                return _refusal(403, "The request comes from another site.")
-            return await handler(request)
-        except ValueError as error:
-            return _refusal(400, str(error))
-        except OSError as error:
-            return _refusal(500, str(error))
-
-    return guarded
+        routes.post(f"{PREFIX}/{name}")(guarded(functools.partial(_change, work, writing)))
 
 
 async def _change(work: Work, writing: asyncio.Lock, request: web.Request) -> web.Response:
     """Do what a JSON request asks for, one request at a time, beside the server's own loop."""
     if request.content_type != "application/json":
-        return _refusal(415, "The request must be JSON.")
+        return refusal(415, "The request must be JSON.")
     data = await _body(request)
     if data is None:
-        return _refusal(413, f"The request is larger than {LARGEST >> 20} MB.")
+        return refusal(413, f"The request is larger than {LARGEST >> 20} MB.")
     try:
         fields = json.loads(data)
     except (ValueError, RecursionError):
-        return _refusal(400, "The request cannot be read as JSON.")
+        return refusal(400, "The request cannot be read as JSON.")
     if not isinstance(fields, dict):
-        return _refusal(400, "The request must be a JSON object.")
+        return refusal(400, "The request must be a JSON object.")
     folder = places.clip_folder(_field(fields, "folder", str))
     async with writing:
         return web.json_response(await asyncio.to_thread(work, folder, fields))
-
-
-def _refusal(status: int, reason: str) -> web.Response:
-    return web.json_response({"error": reason}, status=status)
 
 
 async def _body(request: web.Request) -> bytes | None:
@@ -95,6 +74,14 @@ def _field(fields: dict[str, Any], name: str, kind: type) -> Any:
     if not isinstance(value, kind):
         raise ValueError(f"The request lacks {name!r}.")
     return value
+
+
+def _words(fields: dict[str, Any], name: str) -> str:
+    """A text that is put into many captions, or looked for in them."""
+    words = _field(fields, name, str)
+    if len(words) > LONGEST_WORDS:
+        raise ValueError(f"The request's {name!r} is longer than {LONGEST_WORDS:,} characters: shorten it.")
+    return words
 
 
 def _captions(folder: Path, fields: dict[str, Any]) -> dict:
@@ -115,14 +102,14 @@ def _excluded(folder: Path, fields: dict[str, Any]) -> dict:
 
 
 def _replace(folder: Path, fields: dict[str, Any]) -> dict:
-    find, put = (_field(fields, key, str) for key in ("find", "put"))
+    find, put = (_words(fields, key) for key in ("find", "put"))
     choices = {key: _field(fields, key, bool) for key in ("match_case", "whole_words")}
     return asdict(training.replace_everywhere(folder, find, put, **choices))
 
 
 def _trigger(folder: Path, fields: dict[str, Any]) -> dict:
     change = training.insert_trigger if _field(fields, "insert", bool) else training.remove_trigger
-    return asdict(change(folder, _field(fields, "trigger", str)))
+    return asdict(change(folder, _words(fields, "trigger")))
 
 
 async def _review(request: web.Request) -> web.Response:

@@ -3,28 +3,56 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from typing import Any
 
-FIELDS = ("on", "lora", "strength", "strength_low")
 STRONGEST = 10.0
 MOST_ROWS = 100
 LONGEST = 100_000
+LONGEST_BLOCKS = 1000
+MOST_BLOCKS = 1000
+"""Block numbers lie below."""
+BLOCKS = re.compile(r"(?:(?P<others>\*)|(?P<first>[0-9]{1,4})(?:\s*-\s*(?P<last>[0-9]{1,4}))?)\s*:\s*(?P<weight>\S+)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockWeights:
+    """What the strength is multiplied by in each block of the model; layers outside its blocks keep their strength."""
+
+    ranges: tuple[tuple[int, int, float], ...] = ()
+    """First block, last block, weight: no two share a block."""
+    others: float = 1.0
+    """Weight of the blocks in no range."""
+
+    def of(self, block: int) -> float:
+        """The weight of one block, counted from 0."""
+        return next((weight for first, last, weight in self.ranges if first <= block <= last), self.others)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One LoRA: file name as in ComfyUI's lists, strength for the model and for the low-noise model."""
+    """One LoRA: file name as in ComfyUI's lists, its strengths, where in the model and when in sampling it acts."""
 
     on: bool
     lora: str
     strength: float
     strength_low: float
+    """For the low-noise model."""
+    audio: float
+    """For the layers of a model that make its sound."""
+    blocks: BlockWeights = BlockWeights()
+    start: float = 0.0
+    end: float = 1.0
+    """From and to which share of the sampling steps it acts, 0 to 1."""
 
     @property
     def applies(self) -> bool:
         """Whether the row changes anything."""
-        return self.on and (self.strength != 0 or self.strength_low != 0)
+        return self.on and any((self.strength, self.strength_low, self.audio))
+
+
+FIELDS = tuple(Row.__dataclass_fields__)
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
@@ -57,21 +85,64 @@ def _parse_row(row: Any, where: str) -> Row:
         raise ValueError(f"{where}: {unknown[0][:40]!r} is not known; a row has {', '.join(FIELDS)}.")
     on = row.get("on", True)
     if not isinstance(on, bool):
-        raise ValueError(f"{where}: on must be true or false, not {on!r}.")
+        raise ValueError(f"{where}: on must be true or false, not {str(on)[:40]!r}.")
     lora = row.get("lora", "")
     if not isinstance(lora, str):
-        raise ValueError(f"{where}: lora must be a file name, not {lora!r}.")
-    if on and not lora.strip():
+        raise ValueError(f"{where}: lora must be a file name, not {str(lora)[:40]!r}.")
+    lora = lora.strip()
+    if on and not lora:
         raise ValueError(f"{where}: no LoRA is chosen; choose one or switch the row off.")
-    where = f"{where} ({lora.strip()[:80]})" if lora.strip() else where
-    strength = _strength(row.get("strength", 1.0), f"{where}: strength")
-    low = _strength(row.get("strength_low", strength), f"{where}: strength_low")
-    return Row(on=on, lora=lora.strip(), strength=strength, strength_low=low)
+    if name := " ".join(lora[:80].split()).encode("utf-8", errors="ignore").decode():
+        where = f"{where} ({name})"
+    strength = _number(row.get("strength", 1.0), f"{where}: strength", -STRONGEST, STRONGEST)
+    seconds = ("strength_low", "audio")
+    low, audio = (_number(row.get(name, strength), f"{where}: {name}", -STRONGEST, STRONGEST) for name in seconds)
+    start, end = (_number(row.get(name, at), f"{where}: {name}", 0, 1) for name, at in (("start", 0), ("end", 1)))
+    if start >= end:
+        raise ValueError(f"{where}: start is {start:g} and end {end:g}; the start must come before the end.")
+    blocks = parse_blocks(row.get("blocks", ""), f"{where}: blocks")
+    return Row(on=on, lora=lora, strength=strength, strength_low=low, audio=audio, blocks=blocks, start=start, end=end)
 
 
-def _strength(value: Any, where: str) -> float:
+def parse_blocks(text: Any, where: str) -> BlockWeights:
+    """Weights of blocks from text as `0-9:0.5, 31-35:1, *:0`; `*` are the blocks not named, left out where it is not.
+
+    Empty text leaves all blocks as they are. Raises ValueError where it cannot be read.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_BLOCKS:
+        raise ValueError(f'{where} must be text such as "0-9:0.5, 31-35:1", not {str(text)[:40]!r}.')
+    if not text.strip():
+        return BlockWeights()
+    ranges, others = [], None
+    for part in map(str.strip, text.split(",")):
+        found = BLOCKS.fullmatch(part)
+        if not found:
+            raise ValueError(f'{where}: {part[:40]!r} cannot be read; write for example "0-9:0.5, 31-35:1, *:0".')
+        weight = _number(_float(found["weight"]), f"{where}: the weight of {part[:40]!r}", -STRONGEST, STRONGEST)
+        if found["others"]:
+            if others is not None:
+                raise ValueError(f"{where}: * is there twice.")
+            others = weight
+            continue
+        first, last = int(found["first"]), int(found["last"] or found["first"])
+        if not first <= last < MOST_BLOCKS:
+            raise ValueError(f"{where}: {part[:40]!r} must go from a lower to a higher block, below {MOST_BLOCKS}.")
+        if any(first <= other_last and other_first <= last for other_first, other_last, _ in ranges):
+            raise ValueError(f"{where}: {part[:40]!r} names a block that is named before.")
+        ranges.append((first, last, weight))
+    return BlockWeights(ranges=tuple(ranges), others=others or 0.0)
+
+
+def _float(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _number(value: Any, where: str, low: float, high: float) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value:  # NaN
         raise ValueError(f"{where} must be a number, not {str(value)[:40]!r}.")
-    if abs(value) > STRONGEST:
-        raise ValueError(f"{where} is {str(value)[:20]}; it must lie between -{STRONGEST:g} and {STRONGEST:g}.")
+    if not low <= value <= high:
+        raise ValueError(f"{where} is {str(value)[:20]}; it must lie between {low:g} and {high:g}.")
     return float(value)

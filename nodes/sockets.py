@@ -18,6 +18,7 @@ TrainingSetSocket = io.Custom("VLS_TRAINING_SET")
 Adapter = io.Custom("VLS_ADAPTER")
 Recipe = io.Custom("VLS_RECIPE")
 Memory = io.Custom("VLS_MEMORY")
+Stack = io.Custom("VLS_STACK")
 LoraModel = io.Custom("LORA_MODEL")
 LossMap = io.Custom("LOSS_MAP")
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import re
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from typing import Any
 
 from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
 
 from .. import training
 from . import places
-from .key_check import fit
+from .key_check import Fit, fit
+from .lora_names import elsewhere, listed, low_noise_name
 from .rows import STRONGEST, Row, parse_rows
-from .sockets import CATEGORY
+from .sockets import CATEGORY, Stack
 
 TRIGGER_KEY = "modelspec.trigger_phrase"
+NO_MODEL = "Stack LoRAs has no model: connect one to its model input, or use its stack output only."
 
 
 @dataclass
@@ -23,8 +26,10 @@ class Stacked:
 
     model: Any
     model_low: Any
-    triggers: list[str]
-    lines: list[str]
+    triggers: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+    shown: list[dict[str, Any]] = field(default_factory=list)
+    """Of each row, what the browser shows: the file, and how many keys of it and of its low-noise partner fit."""
 
 
 class StackLoras(io.ComfyNode):
@@ -39,7 +44,11 @@ class StackLoras(io.ComfyNode):
             description="Puts any number of LoRAs on the model, each at its own strength, and says what of each fits.",
             search_aliases=["lora loader", "lora stack", "multi lora"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to put the LoRAs on."),
+                io.Model.Input(
+                    "model",
+                    optional=True,
+                    tooltip="The model to put the LoRAs on. Without one the rows only go out by stack.",
+                ),
                 io.Model.Input(
                     "model_low",
                     optional=True,
@@ -53,7 +62,8 @@ class StackLoras(io.ComfyNode):
                     multiline=True,
                     display_name="LoRAs",
                     tooltip='One row per LoRA: [{"on": true, "lora": "name.safetensors", "strength": 0.8}]. Strength '
-                    "may be negative or above 1; strength_low sets that of the low-noise model.",
+                    "may be negative or above 1; strength_low sets that of the low-noise model, audio that of the "
+                    'sound, blocks weights of blocks ("0-9:0.5, 31-35:1"), start and end a part of the steps (0 to 1).',
                 ),
                 io.String.Input(
                     "lora_name",
@@ -71,40 +81,77 @@ class StackLoras(io.ComfyNode):
                     display_name="lora_name strength",
                     tooltip="Strength of the LoRA that comes in by lora_name. 0 leaves it out.",
                 ),
+                Stack.Input(
+                    "stack",
+                    optional=True,
+                    tooltip="The rows of another Stack LoRAs. They go on before the rows of this one.",
+                ),
             ],
             outputs=[
                 io.Model.Output("model", tooltip="The model with the LoRAs on it."),
                 io.Model.Output("model_low", tooltip="The low-noise model with the LoRAs on it."),
                 io.String.Output("triggers", tooltip="The trigger words of the LoRAs, for the prompt."),
                 io.String.Output("report", tooltip="Strength and matched keys of every LoRA, one line each."),
+                Stack.Output("stack", tooltip="All rows of this stack, for the stack input of another Stack LoRAs."),
             ],
         )
 
     @classmethod
     def validate_inputs(cls, loras):
         try:
-            for row in parse_rows(loras or "[]"):
-                if row.applies:
-                    places.lora_file(row.lora)
+            check_files(parse_rows(loras or "[]"))
         except ValueError as error:
             return str(error)
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, model, loras, model_low=None, lora_name=None, lora_strength=1.0):
-        return [places.stamp(places.lora_file(row.lora)) for row in parse_rows(loras or "[]") if row.applies]
+    def fingerprint_inputs(cls, loras, model=None, model_low=None, lora_name=None, lora_strength=1.0, stack=None):
+        used = [row.lora for row in parse_rows(loras or "[]") if row.applies]
+        return [places.stamp(places.lora_file(name)) for own in used for name in (own, low_noise_partner(own))]
 
     @classmethod
-    def execute(cls, model, loras, model_low=None, lora_name=None, lora_strength=1.0) -> io.NodeOutput:
-        rows = parse_rows(loras)
-        if lora_name:
-            rows = (Row(on=True, lora=lora_name, strength=lora_strength, strength_low=lora_strength), *rows)
-        stacked = Stacked(model, model_low, [], [])
+    def execute(
+        cls, loras, model=None, model_low=None, lora_name=None, lora_strength=1.0, stack=None
+    ) -> io.NodeOutput:
+        own = parse_rows(loras)
+        new = (_row_of(lora_name, lora_strength),) if lora_name else ()
+        rows = (*(stack or ()), *new, *own)
+        if model is None:
+            if model_low is not None:
+                raise ValueError("Stack LoRAs has a low-noise model alone: connect the other one to model.")
+            told = f"No model is connected: {len(rows)} rows go out by stack."
+            blocked = ExecutionBlocker(NO_MODEL)
+            return io.NodeOutput(blocked, blocked, ", ".join(triggers_of(rows)), told, rows)
+        stacked = Stacked(model, model_low)
         for row in rows:
             add_row(stacked, row)
         triggers = ", ".join(dict.fromkeys(stacked.triggers))
         report = "\n".join(stacked.lines) or "No LoRA in the list: the model is unchanged."
-        return io.NodeOutput(stacked.model, stacked.model_low, triggers, report)
+        shown = {"stack_rows": stacked.shown[len(rows) - len(own) :]}
+        return io.NodeOutput(stacked.model, stacked.model_low, triggers, report, rows, ui=shown)
+
+
+def _row_of(name: str, strength: float) -> Row:
+    return Row(on=True, lora=name, strength=strength, strength_low=strength, audio=strength)
+
+
+def check_files(rows: Iterable[Row]) -> None:
+    """ValueError, naming the row and a file of the same name elsewhere, where the LoRA of a row is missing."""
+    names = places.lora_names()
+    for number, row in enumerate(rows, 1):
+        if row.applies and listed(row.lora, names) is None:
+            found = elsewhere(row.lora, names)
+            other = f"{found[0]} has the same name: choose it" if found else "put it there, choose another"
+            raise ValueError(
+                f"LoRAs, row {number}: {row.lora[:200]} was not found in ComfyUI's LoRA folders; {other} or switch "
+                "the row off."
+            )
+
+
+def triggers_of(rows: Iterable[Row]) -> list[str]:
+    """The trigger words that the files of the rows name, each once."""
+    headers = [training.read_lora_header(places.lora_file(row.lora)) for row in rows if row.applies]
+    return list(dict.fromkeys(filter(None, (header.get(TRIGGER_KEY, "").strip() for header in headers))))
 
 
 def add_row(stacked: Stacked, row: Row) -> None:
@@ -114,43 +161,49 @@ def add_row(stacked: Stacked, row: Row) -> None:
     """
     if not row.applies:
         stacked.lines.append(f"{row.lora or 'Empty row'}: {'strength 0' if row.on else 'off'}, left out")
+        stacked.shown.append({"lora": row.lora})
         return
     tensors, header = training.read_lora(places.lora_file(row.lora))
-    stacked.model, told = patched(stacked.model, tensors, row.strength, row.lora)
+    stacked.model, found = patched(stacked.model, tensors, row.strength, row.lora)
+    told, shown = told_of(found, row.strength), {"lora": row.lora, "matched": found.matched, "total": found.total}
     if stacked.model_low is not None:
         low = low_noise_partner(row.lora)
         if low != row.lora:
             tensors, _ = training.read_lora(places.lora_file(low))
-        stacked.model_low, told_low = patched(stacked.model_low, tensors, row.strength_low, low)
-        told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_low}"
+        stacked.model_low, found = patched(stacked.model_low, tensors, row.strength_low, low)
+        told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_of(found, row.strength_low)}"
+        shown |= {"low": {"lora": low, "matched": found.matched, "total": found.total}}
     trigger = header.get(TRIGGER_KEY, "").strip()
     stacked.triggers += [trigger] if trigger else []
     stacked.lines.append(f"{row.lora}: {told}" + (f"; trigger: {trigger}" if trigger else ""))
+    stacked.shown.append(shown)
 
 
 def low_noise_partner(name: str) -> str:
     """The low-noise LoRA that belongs to a high-noise one by its name, where there is one; otherwise the same file."""
-    partner = re.sub(r"(?i)high([ _-]?noise)", r"low\1", name)
-    try:
-        places.lora_file(partner)
-    except ValueError:
-        return name
-    return partner
+    return low_noise_name(name, places.lora_names()) or name
 
 
-def patched(model: Any, tensors: dict, strength: float, name: str) -> tuple[Any, str]:
-    """The model with a LoRA on it, and a report of it; the model itself at strength 0.
+def told_of(found: Fit, strength: float) -> str:
+    """What the report says of one LoRA on one model."""
+    return f"strength {strength:g}, {found.matched} of {found.total} keys match"
+
+
+def patched(model: Any, tensors: dict, strength: float, name: str) -> tuple[Any, Fit]:
+    """The model with a LoRA on it, the model itself at strength 0; and what of the LoRA fits.
 
     Raises ValueError where no key of the LoRA fits the model.
     """
-    found = fit(tensors, model.model)
+    try:
+        found = fit(tensors, model.model)
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be used, {error}") from error
     if not found.patches:
         raise ValueError(
             f"{name} fits none of this model's layers ({found.total} keys in the file): it was made for another model."
         )
-    told = f"strength {strength:g}, {found.matched} of {found.total} keys match"
     if not strength:
-        return model, told
+        return model, found
     model = model.clone()
     model.add_patches(found.patches, strength)
-    return model, told
+    return model, found

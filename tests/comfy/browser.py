@@ -25,8 +25,9 @@ FLAGS = (
 )
 PATIENCE = 30.0
 """Seconds until what is waited for must have come."""
-CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "Delete": 46, " ": 32}
-CONTROL, SHIFT = 2, 8
+CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "Delete": 46, " ": 32, "PageUp": 33, "PageDown": 34,
+         "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}
+ALT, CONTROL, SHIFT = 1, 2, 8
 
 FIND = """(selector, text) => [...document.querySelectorAll(selector)].find(
     (found) => found.checkVisibility() && found.textContent.includes(text)) ?? null"""

@@ -84,9 +84,13 @@ CONTRACT = {
         {"lora": "LORA_MODEL", "lora_low": "LORA_MODEL", "loss": "LOSS_MAP", "lora_name": "STRING", "report": "STRING"},
     ),
     "VLSStack": (
-        {"model": "MODEL", "loras": "STRING"},
-        {"model_low": "MODEL", "lora_name": "STRING", "lora_strength": "FLOAT"},
-        {"model": "MODEL", "model_low": "MODEL", "triggers": "STRING", "report": "STRING"},
+        {"loras": "STRING"},
+        {"model": "MODEL", "model_low": "MODEL", "lora_name": "STRING", "lora_strength": "FLOAT", "stack": "VLS_STACK"},
+        {"model": "MODEL", "model_low": "MODEL", "triggers": "STRING", "report": "STRING", "stack": "VLS_STACK"},
+    ),
+    "VLSLoraInfo": (
+        {}, {"lora": "COMBO", "lora_name": "STRING", "model": "MODEL"},
+        {"report": "STRING", "picture": "IMAGE", "triggers": "STRING"},
     ),
     "VLSCleanCache": ({"action": "COMBO"}, {"forget_after": "INT"}, {"report": "STRING"}),
 }

@@ -26,10 +26,35 @@ def test_a_row_says_what_it_says(load, row, on, lora, strength, low):
     ({"lora": "a"}, True),
     ({"lora": "a", "strength": 0}, False),
     ({"lora": "a", "strength": 0, "strength_low": 0.5}, True),
+    ({"lora": "a", "strength": 0, "audio": 0.5}, True),
     ({"lora": "a", "on": False}, False),
 ])
 def test_a_row_applies_where_it_changes_something(load, row, applies):
     assert load("rows").parse_rows(text_of(row))[0].applies is applies
+
+
+def test_sound_follows_the_strength_until_it_has_its_own(load):
+    alone, apart = load("rows").parse_rows(text_of({"lora": "a", "strength": 0.7}, {"lora": "a", "audio": -1}))
+    assert (alone.audio, apart.strength, apart.audio) == (0.7, 1.0, -1.0)
+
+
+@pytest.mark.parametrize(("text", "weights"), [
+    ("", [1, 1, 1, 1, 1]),
+    ("  ", [1, 1, 1, 1, 1]),
+    ("0-9:0.5, 31-35:1", [0.5, 0.5, 0, 1, 0]),
+    ("9 - 31 : -2", [0, -2, -2, -2, 0]),
+    ("10:1e-1,*:1", [1, 1, 0.1, 1, 1]),
+    ("*:.25", [0.25] * 5),
+    ("*:0", [0] * 5),
+])
+def test_blocks_have_the_weights_that_are_written(load, text, weights):
+    (row,) = load("rows").parse_rows(text_of({"lora": "a", "blocks": text}))
+    assert [row.blocks.of(block) for block in (0, 9, 10, 31, 36)] == weights
+
+
+def test_a_part_of_the_steps(load):
+    whole, part = load("rows").parse_rows(text_of({"lora": "a"}, {"lora": "a", "start": 0.25, "end": 0.5}))
+    assert (whole.start, whole.end, part.start, part.end) == (0.0, 1.0, 0.25, 0.5)
 
 
 def test_rows_keep_their_order_and_may_repeat(load):
@@ -64,6 +89,24 @@ def test_nothing_is_no_rows(load, text):
     ('[{"lora": "a", "strength": 1' + "0" * 5000 + "}]", ("too long",)),
     (text_of({"lora": "a", "strength": [1]}), ("strength", "[1]")),
     (text_of({"lora": "a", "strength_low": -11}), ("strength_low", "-11")),
+    (text_of({"lora": "a", "audio": "loud"}), ("row 1 (a)", "audio", "number")),
+    (text_of({"lora": "a", "start": -0.1}), ("start", "between 0 and 1")),
+    (text_of({"lora": "a", "end": 50}), ("end", "between 0 and 1")),
+    (text_of({"lora": "a", "start": 0.5, "end": 0.5}), ("start", "before the end")),
+    (text_of({"lora": "a", "start": None}), ("start", "number")),
+    (text_of({"lora": "a", "blocks": ["0-9"]}), ("blocks", "must be text")),
+    (text_of({"lora": "a", "blocks": "0" * 1001}), ("blocks", "must be text")),
+    (text_of({"lora": "a", "blocks": "0-9"}), ("blocks", "'0-9' cannot be read", "31-35:1")),
+    (text_of({"lora": "a", "blocks": "0-9:0.5,"}), ("blocks", "cannot be read")),
+    (text_of({"lora": "a", "blocks": "a-b:1"}), ("blocks", "cannot be read")),
+    (text_of({"lora": "a", "blocks": "-3:1"}), ("blocks", "cannot be read")),
+    (text_of({"lora": "a", "blocks": "3:x"}), ("blocks", "weight", "number")),
+    (text_of({"lora": "a", "blocks": "3:nan"}), ("blocks", "weight", "number")),
+    (text_of({"lora": "a", "blocks": "3:inf"}), ("blocks", "weight", "between -10 and 10")),
+    (text_of({"lora": "a", "blocks": "9-3:1"}), ("blocks", "'9-3:1'", "lower to a higher")),
+    (text_of({"lora": "a", "blocks": "0-1000:1"}), ("blocks", "below 1000")),
+    (text_of({"lora": "a", "blocks": "0-9:1, 9:2"}), ("blocks", "'9:2'", "named before")),
+    (text_of({"lora": "a", "blocks": "*:1, *:0"}), ("blocks", "* is there twice")),
 ])
 def test_what_cannot_be_read_is_named(load, text, words):
     with pytest.raises(ValueError) as error:

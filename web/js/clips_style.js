@@ -1,7 +1,7 @@
-/* How the review page and the upload strip of Load Clips look: ComfyUI's own colours, nothing below 12 pixels. */
+/* How the review page and the upload strip of Load Clips look: ComfyUI's own colours, which Stack LoRAs has too;
+   nothing below 12 pixels. */
 
-export const REVIEW_STYLE = `
-.vls-review, .vls-clips {
+export const COLOURS = `
     --vls-text: var(--input-text, #ddd);
     --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 66%, var(--bg-color, #202020));
     --vls-line: color-mix(in srgb, var(--fg-color, #fff) 14%, var(--bg-color, #202020));
@@ -9,7 +9,10 @@ export const REVIEW_STYLE = `
         color-mix(in srgb, var(--fg-color, #fff) 5%, var(--bg-color, #202020)));
     --vls-field: var(--component-node-widget-background, var(--comfy-input-bg, #222));
     --vls-accent: #3d8bdb; --vls-wrong: color-mix(in srgb, var(--error-text, #f44) 72%, var(--fg-color, #fff));
-    font: 13px/1.45 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--vls-text); }
+    font: 13px/1.45 system-ui, "Segoe UI", Roboto, sans-serif; color: var(--vls-text);`;
+
+export const REVIEW_STYLE = `
+.vls-review, .vls-clips { ${COLOURS} }
 .vls-review { width: 100vw; height: 100vh; max-width: none; max-height: none; margin: 0; padding: 0; border: 0;
     background: var(--bg-color, #202020); flex-direction: column; }
 .vls-review[open] { display: flex; }
