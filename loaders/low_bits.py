@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -69,7 +70,18 @@ def quantise(weight: Tensor, form: str) -> LowBits:
     fp8 (e4m3) and int8 have one scale for each row; nf4 has one for each 64 numbers, of which I must be a multiple.
     Beside the result it takes a few copies of the weight in float32.
     """
-    weight = weight.detach().float()
+    if weight.device.type == "meta":
+        return _quantised_shape(tuple(weight.shape), form)
+    return _quantised(weight.detach().float(), form)
+
+
+@cache
+def _quantised_shape(shape: tuple[int, ...], form: str) -> LowBits:
+    """What `quantise` makes on `meta`, where it takes as long as elsewhere and models have few shapes many times."""
+    return _quantised(torch.empty(shape, device="meta"), form)
+
+
+def _quantised(weight: Tensor, form: str) -> LowBits:
     if form == "nf4":
         return _quantise_nf4(weight)
     most = torch.finfo(torch.float8_e4m3fn).max if form == "fp8" else 127.0

@@ -28,8 +28,10 @@ def facts_of(training_set: TrainingSet, base: BaseModel, config: RunConfig, comp
     """All that the LoRA's numbers depend on, and how many steps are made of them is not; plain values, for JSON."""
     settings = config.as_dict()
     memory = settings.pop("memory")
+    numbers = {"compile": True} if memory["compile"] else {}  # other numbers in their last digits
     if memory["level"] == BY_HAND and memory["weights"] not in ("as stored", "full"):  # fewer bits are other numbers
-        settings["memory"] = {"weights": memory["weights"]}
+        numbers["weights"] = memory["weights"]
+    settings["memory"] = numbers
     for group, names in NO_NUMBERS.items():
         for name in names:
             del (settings[group] if group else settings)[name]

@@ -9,12 +9,13 @@ import torch
 from video_lora_studio.loaders.lora_file import read_lora
 from video_lora_studio.loaders.safetensors_file import write_tensors
 from video_lora_studio.training import loop
-from video_lora_studio.training.config import AdapterConfig, RecipeConfig, RunConfig
+from video_lora_studio.training.config import AdapterConfig, MemoryConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.loop import RunState
 from video_lora_studio.training.optimizers import Stepper
 from video_lora_studio.training.resume import ResumeFolder, ResumePoint, keep_last_runs
 from video_lora_studio.training.run import train
+from video_lora_studio.training.run_facts import changes, facts_of, run_key
 from video_lora_studio.training.run_output import Places
 from video_lora_studio.training.watch import LossExploded
 
@@ -320,3 +321,15 @@ def test_a_best_file_of_somebody_else_is_never_replaced(start):
     write_tensors(theirs, {"x": torch.ones(1)}, {})
     with pytest.raises(ValueError, match="test_best.safetensors is already in the LoRA folder"):
         start()
+
+
+@pytest.mark.parametrize(
+    ("memory", "said"),
+    [({"compile": True}, "Compile not set → True"), ({"level": "by hand", "weights": "fp8"}, "Weights not set → fp8"),
+     ({"level": "by hand", "recompute": False}, ""), ({"level": "24 GB"}, "")],
+)
+def test_of_the_ways_to_save_memory_only_those_that_change_numbers_are_a_new_run(base, training_set, memory, said):
+    plain = facts_of(training_set, base, settings(), torch.float32)
+    other = facts_of(training_set, base, settings(memory=MemoryConfig(**memory)), torch.float32)
+    assert (run_key(plain) != run_key(other)) is bool(said)
+    assert changes(json.loads(json.dumps(plain)), other) == ([said] if said else [])
