@@ -18,7 +18,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .safetensors_file import Header, checksum, read_header, read_tensors, write_tensors
-from .whole_file import write_text
+from .whole_file import DiskFull, write_text
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ TOKEN = "token"
 CHECKSUM = "crc32"
 """In a file's metadata: the checksum of its tensors."""
 SETS = "sets"
-OWN_FILE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.safetensors(\..+\.part)?")
+OWN_FILE = re.compile(r"([0-9a-f]{2})/\1[0-9a-f]{62}\.safetensors(\..+\.part)?|sets/[0-9a-f]{24}\.json\..+\.part")
 """Nothing else is removed: whoever cleans may have named a folder of models by mistake."""
 DAY = 24 * 3600
 HOUR = 3600
@@ -89,11 +89,12 @@ class FeatureCache:
         """Keep these features. OSError, one sentence, where the disk cannot be written."""
         path = self.path(key)
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_tensors(path, tensors, {**metadata, CHECKSUM: checksum(tensors)})
         except OSError as error:
             if not self.has(key):  # Windows lets nobody replace a file that another process reads: then it is there
-                raise OSError(f"The feature cache in {self.folder} cannot be written: {error}") from error
+                full = isinstance(error, DiskFull)
+                reason = "its disk is full. Make room and queue Prepare again: it goes on from here." if full else error
+                raise OSError(f"The feature cache in {self.folder} cannot be written: {reason}") from error
 
     def load(self, key: str) -> dict[str, Tensor]:
         """The features of this key. Raises like `read_features`."""
@@ -145,7 +146,7 @@ class FeatureCache:
         used = {key for stored in self.sets() if stored.name not in forgetting for key in stored.keys}
         youngest = time.time() - DAY
         orphans = []
-        for path in sorted(self._files("??/*.part", "??/*.safetensors")):
+        for path in sorted(self._files("??/*.part", "??/*.safetensors", f"{SETS}/*.part")):
             with contextlib.suppress(FileNotFoundError):
                 if path.stem not in used and path.stat().st_mtime < youngest:
                     orphans.append(path)

@@ -25,11 +25,13 @@ class DiskFull(OSError):
 def whole_file(path: Path) -> Iterator[BinaryIO]:
     """A file to write to that takes the place of `path` when the block ends well, and is gone when it does not.
 
-    Raises OSError, one sentence, where the disk cannot be written, and of those DiskFull where there is no room; no
-    temporary file is left behind. A process that is killed leaves one, for `remove_leftovers`.
+    Its folder is made where it is missing. Raises OSError, a sentence or two, where the disk cannot be written, and of
+    those DiskFull where there is no room; no temporary file is left behind. A process that is killed leaves one, for
+    `remove_leftovers`.
     """
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
             yield file
             file.flush()
@@ -39,15 +41,15 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     except OSError as error:
         full = error.errno in FULL or getattr(error, "winerror", None) in FULL_ON_WINDOWS
         kind, reason = DiskFull if full else OSError, error.strerror or error
-        raise kind(f"{path} could not be written: {reason}. Check that its folder is there and not full.") from error
+        what = "Make room on its disk" if full else "Check that files can be written in its folder"
+        raise kind(f"{path} could not be written: {reason}. {what}.") from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Replace a file by this text in UTF-8, its folder made where it is missing. Raises like `whole_file`."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Replace a file by this text in UTF-8. Raises like `whole_file`."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
 

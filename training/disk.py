@@ -65,12 +65,9 @@ def wait_for_room(write: Callable[[], T], folder: Path, size: int, listener: Lis
                     "room and queue again."
                 ) from error
             listener.check()
-            listener.report(
-                Progress(
-                    phase="Waiting for room on the disk", done=0, total=1,
-                    detail=f"{_size(free(folder))} are free in {folder}, {_size(size + LEFT_TO_OTHERS)} are needed",
-                )
-            )
+            room, needed = free(folder), size + LEFT_TO_OTHERS
+            detail = f"{_size(room)} are free in {folder}, {_size(needed)} are needed" if room < needed else str(error)
+            listener.report(Progress(phase="Waiting for room on the disk", done=0, total=1, detail=detail))
             time.sleep(BETWEEN_LOOKS)
 
 

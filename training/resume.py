@@ -74,7 +74,6 @@ class ResumePoint:
             "judged": [judgement.entry() for judgement in self.state.judged],
         }
         text = json.dumps(entry, sort_keys=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(path, stored, {ENTRY: text, CHECKSUM: checksum(stored, text)})
 
     @classmethod
@@ -119,8 +118,8 @@ class ResumeFolder:
             try:
                 return ResumePoint.read(path), notes
             except ValueError as error:
-                notes.append(f"The resume point of step {step} is damaged and was left out: {error}")
-                log.warning("%s", notes[-1])
+                notes.append(f"The resume point of step {step} is damaged and was left out.")
+                log.warning("%s %s", notes[-1], error)
         return None, notes
 
     def last_step(self) -> int:

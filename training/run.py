@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import os
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -30,6 +30,7 @@ from .memory.fitting import Fitting
 from .memory.footprint import Footprints
 from .memory.level import Level
 from .memory.live_bytes import peak_bytes
+from .memory.out_of_memory import is_out_of_memory
 from .memory.plan import Plan, Room, Speed, choose
 from .memory.workload import Workload, largest_sample
 from .optimizers import build_optimizer, check_optimizer, state_bytes
@@ -164,6 +165,11 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         return output.save()
     except BaseException as stop:
         output.stopped(stop, rewind)
+        if is_out_of_memory(stop, device):
+            raise RuntimeError(
+                f"Memory ran out and nothing is left that would save it: lower Width, Height, Frames or Batch size, or "
+                f"close other programs. What was learnt until then is kept. ({stop})"
+            ) from stop
         raise
     finally:
         output.end_part()
@@ -360,11 +366,10 @@ def disk_needs(parts: list[Part], training_set: TrainingSet, folder: RunFolder) 
 
 def check_writable(folder: Path) -> None:
     """OSError in one sentence unless a file can be written in `folder`; creates it where it is missing."""
-    probe = folder / f".video_lora_{os.getpid()}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):  # which leaves nothing behind, whatever happens meanwhile
+            pass
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"Cannot write in {folder}: {reason}. Free it or choose another folder.") from error

@@ -21,7 +21,7 @@ from typing import Any
 
 from ..loaders.feature_cache import file_digest
 from ..loaders.lora_file import written_by_run
-from ..loaders.whole_file import remove_leftovers, write_text
+from ..loaders.whole_file import remove_leftovers, whole_file, write_text
 
 FORMAT = 2
 RECORD_LIMIT = 64 * 2**20
@@ -127,15 +127,16 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what killed processes left half written."""
-        for folder in (self.folder, self.folder / "checkpoints"):
+        for folder in (self.folder, self.folder / "checkpoints", self.folder / "replaced"):
             remove_leftovers(folder)
 
     def keep_replaced(self, lora_file: Path) -> None:
-        """Copy a LoRA that is about to be replaced by another run's to replaced/."""
+        """Copy a LoRA that is about to be replaced by another run's to replaced/. Raises like `whole_file`."""
         owner = written_by_run(lora_file) or "unknown"
         kept = self.folder / "replaced" / f"{lora_file.stem}-{owner[:8]}.safetensors"
         kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(lora_file, kept)
+        with lora_file.open("rb") as source, whole_file(kept) as copy:
+            shutil.copyfileobj(source, copy)
 
 
 def kept_part(record: Mapping[str, Any], lora_file: Path) -> dict[str, Any] | None:

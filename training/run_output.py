@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..loaders.feature_cache import file_digest
-from ..loaders.lora_file import read_lora, write_lora, written_by_run
+from ..loaders.lora_file import read_lora, read_lora_header, write_lora, written_by_run
 from ..loaders.whole_file import remove_leftovers
 from .adapter import Adapter
 from .batches import trained_streams
@@ -190,8 +190,7 @@ class RunOutput:
         found = best(state.judged)
         if found is None or found.step != state.step:
             return
-        if file.is_file() and written_by_run(file) != self._key:
-            self._folder.keep_replaced(file)
+        self._keep_replaced(file, self._patiently)
         self._write_lora(file, self._patiently)
 
     def save(self) -> dict[str, Tensor]:
@@ -273,9 +272,7 @@ class RunOutput:
         """Write the LoRA in its place, keeping an earlier run's of the same name in the run folder; its tensors."""
         file, state = self._now.part.lora_file, self._now.state
         self._write_progress()
-        kept = kept_part({"parts": self._parts}, file)
-        if file.is_file() and (kept is None or kept["steps"] > state.step):
-            self._folder.keep_replaced(file)
+        self._keep_replaced(file, saving)
         tensors = self._write_lora(file, saving)
         report = self._report_part()
         self._parts[file.name] = {"sha256": file_digest(file), "steps": state.step, "report": report}
@@ -283,21 +280,31 @@ class RunOutput:
         self._record("running")
         return tensors
 
+    def _keep_replaced(self, file: Path, saving: Saving) -> None:
+        """Copy a LoRA that is about to be replaced, unless it is this run's own, of no more steps than now."""
+        if not file.is_file():
+            return
+        steps = read_lora_header(file).get("ss_steps", "") if written_by_run(file) == self._key else ""
+        if not (steps.isdecimal() and int(steps) <= self._now.state.step):
+            saving(lambda: self._folder.keep_replaced(file), self._folder.folder, file.stat().st_size)
+
     def _keep_all(self) -> None:
         """The resume point and the LoRA in their places, without waiting; each in a spare one where that fails."""
-        at_once: Saving = lambda write, folder, size: write()  # noqa: E731
         points, point = self.points(self._now.part), self._now.point()
         failed = None
         for save, file in (
             (lambda: points.add(point), points.path(point.state.step)),
-            (lambda: self._save_lora(at_once), self._now.part.lora_file),
+            (lambda: self._save_lora(_at_once), self._now.part.lora_file),
         ):
             try:
                 save()
             except OSError as error:
                 failed = error
-                where = self._save_elsewhere(file, point if file.parent == points.folder else None)
+                is_point = file.parent == points.folder
+                where = self._save_elsewhere(file, point if is_point else None)
                 told = f"{error} It is in {where} instead." if where else str(error)
+                if where and is_point:
+                    told += f" To go on from there, move it to {file}."
                 log.error("%s", told)
                 self._listener.report(Progress(phase=told, done=0, total=1))
         if failed:
@@ -310,7 +317,7 @@ class RunOutput:
             if path.exists():
                 continue
             try:
-                point.write(path) if point else self._write_lora(path, lambda write, folder, size: write())
+                point.write(path) if point else self._write_lora(path, _at_once)
                 return path
             except OSError as error:
                 log.warning("%s", error)
@@ -323,7 +330,6 @@ class RunOutput:
         header = lora_header(self._training_set, part.base, part.config, key=self._key, steps_done=now.state.step)
 
         def write() -> None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_lora(path, tensors, header)
 
         saving(write, path.parent, sum(tensor.nbytes for tensor in tensors.values()))
@@ -382,6 +388,10 @@ class RunOutput:
 
 Saving = Callable[[Callable[[], None], Path, int], None]
 """How something is written that takes so many bytes in a folder."""
+
+
+def _at_once(write: Callable[[], None], folder: Path, size: int) -> None:
+    write()
 
 
 def _entries(
