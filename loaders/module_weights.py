@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +30,8 @@ class Storage:
     are quantised as they are read, unless the file has them about as small."""
     on_host: frozenset[int] = frozenset()
     """Indexes of the blocks whose weights go to host memory, pinned where the device is CUDA."""
+    check: Callable[[], None] = field(default=lambda: None, compare=False)
+    """Called before each tensor is read; what it raises ends the reading."""
 
     def __post_init__(self):
         if self.weights not in KEPT_AS:
@@ -81,6 +83,7 @@ def fill(
         parent, _, leaf = name.rpartition(".")
         owner = module.get_submodule(parent)
         exact = any(part in keep_fp32 for part in name.split("."))
+        storage.check()
         tensor = read(in_file).to(device)
         waits = block_of.get(parent) in storage.on_host and device.type != "meta"
         if leaf == "weight" and parent in block_of and type(owner) is nn.Linear and not exact:

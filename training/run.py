@@ -126,7 +126,7 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
     listener.report(Progress(phase="Planning memory", done=0, total=config.steps))
     plan = plan_memory(job.training_set, base, config, device, compute, weights=point.weights if point else None)
     swapped = frozenset(swapped_blocks(plan.level.swapped, plan.blocks))
-    storage = Storage(weights=plan.level.weights, on_host=swapped)
+    storage = Storage(weights=plan.level.weights, on_host=swapped, check=listener.check)
     context = set_up(job.trained, base, config, device, compute, listener, storage)
     state, adapter = RunState(), attach_adapter(context, config)
     fitting = fit(context, config, plan.level)

@@ -129,8 +129,9 @@ class Result:
 class ComfyServer:
     """ComfyUI on `folder`: `start`, `queue` prompts, `stop`. The log of every start is in `log_file`."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, *, cpu: bool = True):
         self.folder = folder
+        self.cpu = cpu
         self.log_file = folder / "server.log"
         self.process: subprocess.Popen | None = None
         self.port = 0
@@ -159,9 +160,9 @@ class ComfyServer:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        command = [comfyui_python(), str(comfyui_folder() / "main.py"), "--cpu", "--disable-api-nodes",
-                   "--listen", "127.0.0.1", "--port", str(self.port), "--base-directory", str(self.folder),
-                   "--database-url", "sqlite:///:memory:", *arguments]
+        command = [comfyui_python(), str(comfyui_folder() / "main.py"), *(["--cpu"] if self.cpu else []),
+                   "--disable-api-nodes", "--listen", "127.0.0.1", "--port", str(self.port),
+                   "--base-directory", str(self.folder), "--database-url", "sqlite:///:memory:", *arguments]
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, cwd=self.folder,
                                             env=environment(self.folder), stdin=subprocess.DEVNULL)

@@ -14,6 +14,7 @@ from comfy_api.latest import ComfyExtension, io
 from safetensors.torch import save_file
 
 from .family_parts import ClipVision, FamilyTextEncoder, FamilyVae
+from .health_parts import Break, Fresh, Probe
 from .weights import VOCABULARY, fill, tokenizer_model
 from .writing_parts import WritingClip
 
@@ -120,7 +121,10 @@ class Write(io.ComfyNode):
 
 class TinyParts(ComfyExtension):
     async def get_node_list(self):
-        return [TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision, WritingClip]
+        return [
+            TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision, WritingClip, Break, Fresh,
+            Probe,
+        ]
 
 
 async def comfy_entrypoint():
