@@ -25,8 +25,8 @@ def lora_report(
     if not layers:
         return [*lines, "It holds no keys that a LoRA has: it is another kind of file."]
     lines.append(f"Fits: {base_text(header.tensors, facts.base)}")
-    blocks = f" in {len(norms.blocks)} blocks" if norms.blocks else ""
-    lines.append(f"{rank_text(layers)}; {len(layers)} layers{blocks}, {len(lora.tensors)} keys")
+    blocks = f" in {counted(len(norms.blocks), 'block')}" if norms.blocks else ""
+    lines.append(f"{rank_text(layers)}; {counted(len(layers), 'layer')}{blocks}, {counted(len(lora.tensors), 'key')}")
     rate = learning_rate(lora.metadata)
     if facts.steps is not None or rate:
         steps = f"{facts.steps:,} steps" if facts.steps is not None else "steps not told"
@@ -85,6 +85,11 @@ def learning_rate(metadata: Mapping[str, str]) -> str:
         except (KeyError, ValueError):
             continue
     return ""
+
+
+def counted(count: int, thing: str) -> str:
+    """`1 key`, `2 keys`."""
+    return f"{count} {thing}" + ("" if count == 1 else "s")
 
 
 def size_text(count: int) -> str:

@@ -59,6 +59,7 @@ _PUBLIC = {
     "read_any_lora": ".lora_reading",
     "families_of": ".lora_reading",
     "LoraNorms": ".lora_norms",
+    "layer_place": ".layer_place",
     "lora_norms": ".lora_norms",
     "lora_rank": ".lora_norms",
     "lora_picture": ".lora_picture",

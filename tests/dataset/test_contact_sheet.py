@@ -11,7 +11,7 @@ from tiny import StandInTextEncoder, StandInVae, write_twin
 
 from video_lora_studio.loaders.feature_cache import FeatureCache
 from video_lora_studio.training.dataset.checks import check_key
-from video_lora_studio.training.dataset.contact_sheet import TEXT_WIDTH, _font_for, _lacking, _wrapped, contact_sheet
+from video_lora_studio.training.dataset.contact_sheet import TEXT_WIDTH, _lacking, _wrapped, contact_sheet, font_for
 from video_lora_studio.training.dataset.precompute import prepare
 from video_lora_studio.training.dataset.scan import scan
 from video_lora_studio.training.dataset.training_set import PREVIEW
@@ -86,7 +86,7 @@ def test_a_long_sheet_is_capped(clips, tmp_path, encoded):
 
 @pytest.mark.parametrize("words", ["one two three " * 20, "x" * 500, "猫が走る" * 60, "a " + "y" * 90 + " b"])
 def test_lines_fit_and_long_texts_are_cut(words):
-    font = _font_for(words)
+    font = font_for(words)
     lines = _wrapped(words, font)
     assert 1 <= len(lines) <= 6 and all(font.getlength(line) <= TEXT_WIDTH for line in lines)
     whole = "".join(words.split())
@@ -96,9 +96,9 @@ def test_lines_fit_and_long_texts_are_cut(words):
 
 def test_a_font_that_has_the_letters_is_chosen():
     """Where the system has any: there is always one for Latin letters."""
-    plain = _font_for("a cat")
+    plain = font_for("a cat")
     assert _lacking(plain, set("acat")) == 0
     for words in ("кошка", "γάτα", "猫"):
         letters = set(words)
-        assert _lacking(_font_for(words), letters) <= _lacking(plain, letters)
-    assert np.asarray(_font_for("кошка").getmask("к")).any()
+        assert _lacking(font_for(words), letters) <= _lacking(plain, letters)
+    assert np.asarray(font_for("кошка").getmask("к")).any()

@@ -27,6 +27,16 @@ def lora(name="diffusion_model.{}", ends=("lora_A", "lora_B"), width=WIDTH, rank
     return tensors
 
 
+def loha(width):
+    parts = {"w1_a": (width, 4), "w1_b": (4, width), "w2_a": (width, 4), "w2_b": (4, width)}
+    return {f"lora_unet_blocks_0_self_attn_q.hada_{part}": torch.ones(shape) for part, shape in parts.items()}
+
+
+def lokr(width):
+    parts = {"w1": (2, 2), "w2_a": (width // 2, 4), "w2_b": (4, width // 2)}
+    return {f"diffusion_model.blocks.0.self_attn.q.lokr_{part}": torch.ones(shape) for part, shape in parts.items()}
+
+
 KOHYA = {"name": "lora_unet_{}", "ends": ("lora_down", "lora_up"), "alpha": True}
 CASES = {
     "ours": (lora(), 16, 16),
@@ -38,6 +48,13 @@ CASES = {
     "half of a pair": ({**lora(), "diffusion_model.blocks.0.ffn.0.lora_A.weight": torch.ones(4, WIDTH)}, 16, 17),
     "a difference": ({"diffusion_model.blocks.0.self_attn.q.diff": torch.ones(WIDTH, WIDTH),
                       "diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(WIDTH)}, 2, 2),
+    "a difference of another size": ({"diffusion_model.blocks.0.self_attn.q.diff": torch.ones(64, 64),
+                                      "diffusion_model.blocks.0.self_attn.q.diff_b": torch.ones(64)}, 0, 2),
+    "a bias of a layer without one": ({"diffusion_model.blocks.0.self_attn.norm_q.diff_b": torch.ones(WIDTH)}, 0, 1),
+    "LoHa": (loha(WIDTH), 4, 4),
+    "LoHa of another size": (loha(64), 0, 4),
+    "LoKr": (lokr(WIDTH), 3, 3),
+    "LoKr of another size": (lokr(64), 0, 3),
     "nothing of it": ({"text_model.encoder.weight": torch.ones(3)}, 0, 1),
 }
 

@@ -120,7 +120,7 @@ def _drawn(row: _Row) -> Image.Image:
 
 def _text(paragraphs: list[tuple[str, tuple[int, int, int]]]) -> Image.Image:
     """Paragraphs of their colours, wrapped; long ones are cut after six lines."""
-    lines = [(line, font, colour) for words, colour in paragraphs for font in [_font_for(words)]
+    lines = [(line, font, colour) for words, colour in paragraphs for font in [font_for(words)]
              for line in _wrapped(words, font)]
     image = Image.new("RGB", (TEXT_WIDTH, LINE * len(lines)), PAPER)
     draw = ImageDraw.Draw(image)
@@ -154,7 +154,7 @@ def _wrapped(words: str, font: ImageFont.FreeTypeFont) -> list[str]:
     return [*lines[: MOST_LINES - 1], last + " …"]
 
 
-def _font_for(words: str) -> ImageFont.FreeTypeFont:
+def font_for(words: str) -> ImageFont.FreeTypeFont:
     """The font that can write most of the letters: Pillow's own where it has them all, else the system's."""
     letters = {letter for letter in words if not letter.isspace()}
     best = _font("")

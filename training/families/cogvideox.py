@@ -78,6 +78,7 @@ class OneSizeGrid(Grid):
 
 class CogVideoX(ModelFamily):
     name = "CogVideoX"
+    names = NAMES
 
     def recognise(self, header: Header) -> BaseModel | None:
         found = _layout(header)
@@ -116,9 +117,6 @@ class CogVideoX(ModelFamily):
 
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.transformer_blocks
-
-    def original_name(self, module: str) -> str:
-        return NAMES.back(module)
 
     def objective(self, base: BaseModel, recipe: RecipeConfig) -> Objective:
         """V-prediction over evenly drawn timesteps, as the model was made; the recipe's timesteps have no say.

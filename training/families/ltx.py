@@ -18,7 +18,7 @@ from ...loaders.key_map import KeyMap, count_blocks
 from ...loaders.module_weights import AS_STORED, Storage, build_without_storage, fill_at_random, fill_from_file
 from ...loaders.quantised_weights import stored_as
 from ...loaders.safetensors_file import Header, identity, read_header
-from ..config import RecipeConfig
+from ..config import RecipeConfig, shown
 from ..objective import Objective, ShiftedLogitNormal
 from .model_family import (
     BaseModel,
@@ -79,6 +79,7 @@ class LTXVideoModel(BaseModel):
 
 class LTXVideo(ModelFamily):
     name = "LTX-Video"
+    names = NAMES
 
     def recognise(self, header: Header) -> BaseModel | None:
         prefix = find_prefix(header, "patchify_proj.weight")
@@ -110,9 +111,6 @@ class LTXVideo(ModelFamily):
 
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.transformer_blocks
-
-    def original_name(self, module: str) -> str:
-        return NAMES.back(module)
 
     def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:
         """As `ModelFamily.prepare_clip`. ComfyUI's VAE gives these latents normalised already."""
@@ -210,18 +208,19 @@ def infer_config(header: Header, prefix: str, stated: Mapping[str, Any]) -> dict
 
     for name, value in ASSUMED.items():
         if stated.get(name, value) != value:
+            told = shown(stated[name]).strip("'")
             raise ValueError(
-                f"{header.path.name} is an LTX model of another kind ({name} is {stated[name]}), which cannot be "
-                "trained: choose an LTX-Video 2B or 13B model."
+                f"{header.path.name} is an LTX model of another kind ({name} is {told}), which cannot "
+                "be trained: choose an LTX-Video 2B or 13B model."
             )
     try:
         dim, channels = shape("patchify_proj.weight")
         text_width = shape("caption_projection.linear_1.weight")[1]
         heads = int(stated.get("num_attention_heads", HEADS))
         layers = count_blocks(header.tensors, f"{prefix}transformer_blocks")
-        if not layers or not dim or dim % (2 * heads) or channels != GRID.channels:
+        if not layers or not dim or heads < 1 or dim % (2 * heads) or channels != GRID.channels:
             raise ValueError
-    except (ValueError, IndexError, TypeError):
+    except (ValueError, IndexError, TypeError, OverflowError):
         raise ValueError(
             f"{header.path.name} has the names of an LTX-Video model but not its shapes, or is one part of a split "
             "model: choose a model that is one file."
@@ -234,7 +233,7 @@ def _stated(header: Header) -> Mapping[str, Any]:
     try:
         stated = json.loads(header.metadata.get("config", "{}")).get("transformer", {})
         return {**stated}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (ValueError, AttributeError, TypeError, RecursionError) as error:
         raise ValueError(
             f"{header.path.name} has a damaged description in its header: download the model again."
         ) from error

@@ -87,10 +87,18 @@ DEFAULTS = Defaults(
 )
 
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")
+SOUND_PARTS = frozenset((
+    "audio_attn1", "audio_attn2", "audio_ff", "video_to_audio_attn", "audio_scale_shift_table",
+    "audio_prompt_scale_shift_table", "scale_shift_table_a2v_ca_audio", "audio_patchify_proj", "audio_adaln_single",
+    "audio_prompt_adaln_single", "av_ca_audio_scale_shift_adaln_single", "av_ca_v2a_gate_adaln_single",
+    "audio_caption_projection", "audio_embeddings_connector", "audio_proj_out",
+))
+"""Parts of names in weights files whose results go into the sound, what it takes from the picture included."""
 
 
 class LTX2(ModelFamily):
     name = "LTX-2"
+    names = NAMES
 
     def recognise(self, header: Header) -> BaseModel | None:
         prefix = find_prefix(header, "audio_patchify_proj.weight")
@@ -141,11 +149,11 @@ class LTX2(ModelFamily):
         presets = {"attention": some, "attention and feed-forward": all_}
         return presets if "video" in streams else dict(reversed(presets.items()))
 
+    def stream_of(self, module: str) -> str:
+        return "video" if SOUND_PARTS.isdisjoint(module.split(".")) else "audio"
+
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.transformer_blocks
-
-    def original_name(self, module: str) -> str:
-        return NAMES.back(module)
 
     def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:
         """As `ModelFamily.prepare_clip`, with `audio` (C, T, bins) where the clip has sound and there is an encoder."""
@@ -416,11 +424,23 @@ def _connector(*, dim: int, heads: int, layers: int, gated: bool, registers: int
 
 
 def _stated(header: Header) -> dict[str, Any]:
-    """What the header says of the transformer, where it says anything."""
+    """What the header says of the transformer, where it says anything. ValueError where it says what cannot be."""
     try:
-        return dict(json.loads(header.metadata["config"])["transformer"])
-    except (KeyError, ValueError, TypeError):
+        stated = dict(json.loads(header.metadata["config"])["transformer"])
+    except (KeyError, ValueError, TypeError, RecursionError):
         return {}
+    if not all(_alike(stated.get(name, usual), usual) for name, usual in OFFICIAL.items()):
+        raise ValueError(f"{header.path.name} has a damaged description in its header: download the model again.")
+    return stated
+
+
+def _alike(value: Any, usual: Any) -> bool:
+    """Whether a value is of the kind of the usual one; numbers are above 0."""
+    if isinstance(usual, tuple):
+        return isinstance(value, (list, tuple)) and len(value) == len(usual) and all(map(_alike, value, usual))
+    if isinstance(usual, (bool, str)):
+        return isinstance(value, type(usual))
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value < 1e9
 
 
 def _connected(header: Header, prefix: str, version: str) -> bool:
@@ -432,6 +452,8 @@ def _connected(header: Header, prefix: str, version: str) -> bool:
             f"{header.path.name} is {version} without {lacks}, which captions go through: choose a file of the model "
             "that holds its connectors."
         )
+    if any(len(header.tensors[f"{prefix}{part}.learnable_registers"].shape) != 2 for part in there):
+        raise ValueError(f"{header.path.name} has connectors of impossible shapes: it is damaged, download it again.")
     return bool(there)
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from ...loaders.key_map import KeyMap
 from ...loaders.module_weights import AS_STORED, Storage
 from ...loaders.safetensors_file import Header
 from ..config import RecipeConfig
@@ -209,6 +210,8 @@ class ModelFamily(ABC):
 
     name: ClassVar[str]
     """For people: `Wan`."""
+    names: ClassVar[KeyMap]
+    """From names in weights files to names in the transformer class."""
 
     @abstractmethod
     def recognise(self, header: Header) -> BaseModel | None:
@@ -252,9 +255,13 @@ class ModelFamily(ABC):
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         """The repeated blocks in the order they run: the unit of recompute and of offloading."""
 
-    @abstractmethod
     def original_name(self, module: str) -> str:
         """A module's name in the transformer class to its name in the weights file: what a LoRA file uses."""
+        return self.names.back(module)
+
+    def stream_of(self, module: str) -> str:
+        """Which of `STREAM_NAMES` a module or parameter, by its name in weights files, makes."""
+        return "video"
 
     @abstractmethod
     def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:

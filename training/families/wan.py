@@ -186,6 +186,7 @@ IMAGE_TOKENS, IMAGE_WIDTH = 257, 1280
 
 class Wan(ModelFamily):
     name = "Wan"
+    names = NAMES
 
     def recognise(self, header: Header) -> BaseModel | None:
         prefix = find_prefix(header, "head.modulation")
@@ -244,9 +245,6 @@ class Wan(ModelFamily):
 
     def blocks(self, transformer: nn.Module) -> Sequence[nn.Module]:
         return transformer.blocks
-
-    def original_name(self, module: str) -> str:
-        return NAMES.back(module)
 
     def prepare_clip(self, base: BaseModel, clip: DecodedClip, encoders: Encoders) -> Features:
         """As `ModelFamily.prepare_clip`; `condition` (4 + C, F, H, W) and `image` (tokens, width) where it takes them.
