@@ -50,8 +50,12 @@ def read_captions(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def split_captions(text: str) -> tuple[str, ...]:
-    """The captions of a text with `---` lines between them, white space made single blanks, empty ones dropped."""
-    parts = re.split(r"^\s*-{3,}\s*$", text, flags=re.MULTILINE)
+    """The captions of a text with `---` lines between them, white space made single blanks, empty ones dropped.
+
+    Byte order marks within it count as nothing: at its beginning one would be lost when the file is read.
+    """
+    # Looked for line by line: over thousands of empty lines it would take hours.
+    parts = re.split(r"^[^\S\n]*-{3,}[^\S\n]*$", text.replace("\ufeff", ""), flags=re.MULTILINE)
     return tuple(caption for part in parts if (caption := " ".join(part.split())))
 
 

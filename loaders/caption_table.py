@@ -24,6 +24,8 @@ PATH_COLUMNS = ("media_path", "video", "video_path", "image_path", "file_name")
 CAPTION_COLUMNS = ("caption", "text")
 BACKUP_ENDINGS = tuple(f"{ending}.bak" for ending in sorted(ENDINGS))
 LONGEST = 50_000_000  # bytes
+LONGEST_NAME = 1024
+"""Characters of a path that is looked at closely."""
 
 
 class TableError(ValueError):
@@ -54,9 +56,10 @@ class CaptionTable:
             by_ending.setdefault(PurePosixPath(name).name, []).append(name)
         found: dict[str, dict[str, list[str]]] = {}
         strange: list[str] = []
+        whole = plain_name(self.path.parent.as_posix()).rstrip("/")
         for written, caption in self.rows:
             path = plain_name(written)
-            name = path if path in known else self._elsewhere(path, by_ending.get(PurePosixPath(path).name, ()))
+            name = path if path in known else _elsewhere(path, whole, by_ending.get(path.rpartition("/")[2], ()))
             if name is None:
                 strange.append(written)
             else:
@@ -69,16 +72,22 @@ class CaptionTable:
                 captions[known[name]] = tuple(dict.fromkeys(paths[meant]))
         return captions, tuple(dict.fromkeys(strange))
 
-    def _elsewhere(self, path: str, names: Sequence[str]) -> str | None:
-        """Which of the names a path from another place means: the longest that it ends with, or that ends with it."""
-        whole = plain_name(self.path.parent.as_posix()).rstrip("/")
-        fitting = [name for name in names if f"/{path}".endswith(f"/{name}") or f"{whole}/{name}".endswith(f"/{path}")]
-        return max(fitting, key=len, default=None)
+
+def _elsewhere(path: str, whole: str, names: Sequence[str]) -> str | None:
+    """Which of the names a path from another place means: the longest that it ends with, or that ends with it.
+
+    `whole`: the folder that the names are relative to.
+    """
+    fitting = [name for name in names if f"/{path}".endswith(f"/{name}") or f"{whole}/{name}".endswith(f"/{path}")]
+    return max(fitting, key=len, default=None)
 
 
 def plain_name(name: str) -> str:
     """A path to compare by: accents composed as most systems have them, no `./` before it."""
-    name = unicodedata.normalize("NFC", name.strip().replace("\\", "/"))
+    name = name.strip().replace("\\", "/")
+    if len(name) > LONGEST_NAME:  # composing takes hours where thousands of accents follow each other
+        return name
+    name = unicodedata.normalize("NFC", name)
     return re.sub(r"^(\./)+", "", name)
 
 
@@ -172,10 +181,20 @@ def _rows(entry: object) -> list[tuple[str, str]]:
     if not path.strip():
         raise ValueError(f"a row has no path of a clip ({', '.join(PATH_COLUMNS)})")
     captions = caption if isinstance(caption, list) else [caption]
+    where = f"the row of {_plain(' '.join(path[:60].split()))}"
     if not all(isinstance(item, str) for item in captions):
-        raise ValueError(f"the row of {path[:60]} has no caption")
+        raise ValueError(f"{where} has no caption")
+    if any(_plain(text) != text for text in (path, *captions)):
+        raise ValueError(f"{where} holds half a letter, which no file can hold")
     return [(path.replace("\\", "/"), item) for item in captions]
 
 
+def _plain(text: str) -> str:
+    """Without the half letters that JSON may hold and no file can."""
+    return text.encode("utf-8", errors="ignore").decode()
+
+
 def _short(error: ValueError) -> str:
-    return f"broken JSON ({error.msg})" if isinstance(error, json.JSONDecodeError) else str(error)
+    if isinstance(error, json.JSONDecodeError):
+        return f"broken JSON ({error.msg})"
+    return "a number of too many digits" if "digits" in str(error) else str(error)

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import os
 import struct
+from operator import index
 from pathlib import Path
 from typing import BinaryIO
 
 from .gguf_blocks import GGUF_BLOCKS
-from .safetensors_file import HEADER_LIMIT, Header, TensorInfo, check_size
+from .safetensors_file import HEADER_LIMIT, LONGEST_FILE, Header, TensorInfo, check_size, is_possible
 
 ALIGNMENT = 32
+LARGEST_ALIGNMENT = 1 << 20
 SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 STRING, ARRAY = 8, 9
 SHAPES = "comfy.gguf.orig_shape."
@@ -40,7 +42,7 @@ def read_gguf_header(path: Path) -> Header:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size
             return _read(path, file, size)
-    except (struct.error, UnicodeDecodeError, OverflowError, KeyError, MemoryError) as error:
+    except (struct.error, UnicodeDecodeError, OverflowError, TypeError, KeyError, MemoryError) as error:
         raise ValueError(f"{path.name} has a broken header, so it is damaged: download it again.") from error
 
 
@@ -58,17 +60,20 @@ def _read(path: Path, file: BinaryIO, size: int) -> Header:
         name = _text(file)
         dimensions = _unpack(file, "Q" * _limited(_unpack(file, "I")[0], 8))
         listed.append((name, dimensions, *_unpack(file, "IQ")))
-    alignment = int(entries.get("general.alignment", ALIGNMENT)) or ALIGNMENT
+    alignment = entries.get("general.alignment", ALIGNMENT) or ALIGNMENT
+    if not isinstance(alignment, int) or not 0 < alignment <= LARGEST_ALIGNMENT:
+        raise KeyError("general.alignment")
     start = -(-file.tell() // alignment) * alignment
     tensors = {}
     for name, dimensions, kind, offset in listed:
         shape = tuple(reversed(dimensions))
         dtype = TYPES.get(kind, f"GGUF type {kind}")
         begin = start + offset
-        wanted = tuple(int(side) for side in entries.get(SHAPES + name, shape))
-        if math.prod(wanted) != math.prod(shape):
+        wanted = tuple(map(index, entries.get(SHAPES + name, shape)))
+        if not (is_possible(wanted) and is_possible(shape)) or math.prod(wanted) != math.prod(shape):
             raise KeyError(name)
-        tensors[name] = TensorInfo(dtype=dtype, shape=wanted, start=begin, end=begin + _bytes(dtype, shape))
+        end = begin + _bytes(dtype, shape)
+        tensors[name] = TensorInfo(dtype=dtype, shape=wanted, start=begin, end=_limited(end, LONGEST_FILE))
     check_size(path.name, size, max((info.end for info in tensors.values()), default=start), longer=True)
     metadata = {name: value for name, value in entries.items() if isinstance(value, str)}
     return Header(path=path, tensors=tensors, metadata=metadata, size=size)
@@ -111,5 +116,7 @@ def _value(file: BinaryIO, kind: int) -> str | int | float | bool | list:
         _limited(count, HEADER_LIMIT)
         if inner in SCALARS:
             return list(_unpack(file, f"{count}{SCALARS[inner]}"))
-        return [_value(file, inner) for _ in range(count)]
+        if inner != STRING:  # arrays in arrays: llama.cpp reads none either
+            raise KeyError(inner)
+        return [_text(file) for _ in range(count)]
     return _unpack(file, SCALARS[kind])[0]

@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ STORED_AS = {
 PACKED = {"U8": "4-bit or another packed form", "F4": "fp4"}
 SCALES = (".scale_weight", ".weight_scale")
 MARKS = (*SCALES, ".scale_input", ".input_scale", ".weight_scale_2", ".pre_quant_scale", ".comfy_quant")
+LONGEST_MARK = 1 << 16
+"""Bytes of a `.comfy_quant` tensor."""
 READABLE_FORMATS = ("float8_e4m3fn", "float8_e5m2", "int8_tensorwise")
 KEPT_BITS = {torch.float8_e4m3fn: "fp8", torch.float8_e5m2: "fp8", torch.int8: "int8"}
 
@@ -64,13 +67,17 @@ def stored_as(header: Header, prefix: str) -> str:
         formats = {PACKED.get(dtype, dtype) for dtype in bytes_by_type if dtype not in STORED_AS}
     if formats:
         raise ValueError(
-            f"{header.path.name} is stored as {', '.join(sorted(formats))}, which cannot be trained on so far: "
+            f"{header.path.name} is stored as {_listed(formats)}, which cannot be trained on so far: "
             "choose the bf16, fp16, fp8 or fp8 scaled version of the model."
         )
     kinds = [STORED_AS[dtype] for dtype, _ in bytes_by_type.most_common()]
     few = next((kind for kind in kinds if kind not in ("bf16", "fp16", "fp32")), None)
     scaled = few == "fp8" and any(_scale_name(header, name) for name in names)
     return "fp8 scaled" if scaled else few or kinds[0]
+
+
+def _listed(formats: Collection[str]) -> str:
+    return ", ".join(name[:40] for name in sorted(formats)[:5])
 
 
 def read_stored(reader: TensorReader, name: str) -> Tensor | LowBits:
@@ -140,12 +147,19 @@ def _rotated(header: Header, name: str) -> int:
 
 def _listed_layers(header: Header) -> dict[str, dict]:
     text = header.metadata.get("_quantization_metadata")
-    return json.loads(text)["layers"] if text else {}
+    return _layers(text) if text else {}
+
+
+@lru_cache(maxsize=4)
+def _layers(text: str) -> dict[str, dict]:
+    return json.loads(text)["layers"]
 
 
 def _marked_layers(header: Header, marks: Sequence[str]) -> list[dict]:
     if not marks:
         return []
+    if any(header.tensors[name].end - header.tensors[name].start > LONGEST_MARK for name in marks):
+        raise ValueError(marks)
     with TensorReader(header) as reader:
         return [json.loads(bytes(reader.read(name).tolist())) for name in marks]
 
@@ -154,7 +168,7 @@ def _marked_layers(header: Header, marks: Sequence[str]) -> list[dict]:
 def _said_clearly(header: Header) -> Iterator[None]:
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{header.path.name} does not say clearly how it is quantised: choose another version of the model."
         ) from error

@@ -340,7 +340,7 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
         streams = trained_streams(training_set, part.base, part.config.recipe)
         count_numbers(part.base, part.config.adapter, rank=part.config.rank, streams=streams)
         for file in (part.lora_file, part.best_file):
-            if file.is_file() and written_by_run(file) is None:
+            if file.exists() and (not file.is_file() or written_by_run(file) is None):
                 raise ValueError(
                     f"{file.name} is already in the LoRA folder and was not made by this pack: choose another name."
                 )

@@ -99,11 +99,11 @@ def is_refusal(caption: str) -> bool:
 
 
 def _without_markup(text: str) -> str:
-    text = re.sub(r"^\s*```\w*\s*$", " ", text, flags=re.MULTILINE)
-    if re.search(r"^\s*[^#\s]", text, re.MULTILINE):  # headings, where they are not all there is
-        text = re.sub(r"^\s*#{1,6}\s+.*$", " ", text, flags=re.MULTILINE)
-    text = re.sub(r"^\s*(?:#{1,6}|[-*•]|\d{1,2}[.)])\s+", "", text, flags=re.MULTILINE)
-    text = re.sub(r"^\s*-{3,}\s*$", " ", text, flags=re.MULTILINE)
+    text = re.sub(r"^[^\S\n]*```\w*[^\S\n]*$", " ", text, flags=re.MULTILINE)
+    if re.search(r"^[^\S\n]*[^#\s]", text, re.MULTILINE):  # headings, where they are not all there is
+        text = re.sub(r"^[^\S\n]*#{1,6}\s+.*$", " ", text, flags=re.MULTILINE)
+    text = re.sub(r"^[^\S\n]*(?:#{1,6}|[-*•]|\d{1,2}[.)])\s+", "", text, flags=re.MULTILINE)
+    text = re.sub(r"^[^\S\n]*-{3,}[^\S\n]*$", " ", text, flags=re.MULTILINE)
     return re.sub(r"\*{1,3}|__|`", "", text)
 
 

@@ -259,7 +259,7 @@ def _line(clip: Clip, outcome: Outcome | None) -> str:
 def _read_record(folder: Path) -> dict:
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return record if isinstance(record, dict) else {}
 

@@ -56,7 +56,8 @@ def scan(
     are left out. `trigger` is put before every caption that does not contain it yet. Raises ValueError where the folder
     is not there or holds nothing usable.
     """
-    trigger, listener = " ".join(trigger.split()), listener or SilentListener()
+    listener = listener or SilentListener()
+    trigger = " ".join(trigger.encode("utf-8", errors="ignore").decode().split())  # half letters fit no file
     found = _Folder(path=Path(folder), trigger=trigger)
     _check_folder(found.path)
     try:

@@ -40,7 +40,7 @@ def read_record(folder: Path) -> dict[str, FilmRecord]:
         return {identity: _film(facts) for identity, facts in films.items()}
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         log.warning("%s is not used, it cannot be read: %s", folder / RECORD, error)
         return {}
 

@@ -124,8 +124,8 @@ class CaptionService:
         try:
             text = self._format.answer(json.loads(reply.text))
         except CaptionError as error:
-            refusal = self._without_key(str(error))
-        except (ValueError, LookupError, TypeError, AttributeError):
+            refusal = self._on_one_line(str(error))
+        except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
             refusal = f"{self._place.host} did not answer the way such a service does"
         else:
             return self._without_key(text)
@@ -163,14 +163,18 @@ class CaptionService:
             error = error[0] if isinstance(error, list) else error
             error = error.get("error", error)
             words = error if isinstance(error, str) else str(error.get("message") or "")
-        except (ValueError, LookupError, AttributeError):
+        except (ValueError, LookupError, AttributeError, RecursionError):
             words = ""
-        words = " ".join(self._without_key(words).split())[:200]
+        words = self._on_one_line(words)[:200]
         return f"HTTP {reply.status}{', ' if words else ''}{words.rstrip('.')}"
 
     def _without_key(self, text: str) -> str:
         key = self._place.key()
         return text.replace(key, "[key]") if len(key) >= LONG_ENOUGH else text
+
+    def _on_one_line(self, text: str) -> str:
+        """Words of the server's for people: no key, no half letters, no lines."""
+        return " ".join(self._without_key(text).encode("utf-8", errors="ignore").decode().split())
 
     def _pause(self, seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -243,5 +247,5 @@ def asked_to_wait(response: requests.Response, text: str) -> float | None:
         return float(found[1])
     try:
         return max(parsedate_to_datetime(said).timestamp() - time.time(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
