@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,12 +11,15 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from .. import training
 from . import places
-from .key_check import Fit, fit
+from .key_check import fit, read_for
 from .lora_names import elsewhere, listed, low_noise_name
-from .rows import STRONGEST, Row, parse_rows
+from .rows import STRONGEST, BlockWeights, Row, parse_rows
 from .sockets import CATEGORY, Stack
+from .stacked_lora import Placed, StackedModel
 
 TRIGGER_KEY = "modelspec.trigger_phrase"
+LONGEST_TRIGGER = 1000
+"""Characters of a header's trigger words: a prompt holds no more."""
 NO_MODEL = "Stack LoRAs has no model: connect one to its model input, or use its stack output only."
 
 
@@ -24,8 +27,8 @@ NO_MODEL = "Stack LoRAs has no model: connect one to its model input, or use its
 class Stacked:
     """What the stack is on its way through the rows."""
 
-    model: Any
-    model_low: Any
+    model: StackedModel
+    model_low: StackedModel | None
     triggers: list[str] = field(default_factory=list)
     lines: list[str] = field(default_factory=list)
     shown: list[dict[str, Any]] = field(default_factory=list)
@@ -33,7 +36,7 @@ class Stacked:
 
 
 class StackLoras(io.ComfyNode):
-    """Rows of LoRAs onto a model, applied the way ComfyUI applies them."""
+    """Rows of LoRAs onto a model: merged into its weights, or beside weights that are stored in few bits."""
 
     @classmethod
     def define_schema(cls):
@@ -122,13 +125,14 @@ class StackLoras(io.ComfyNode):
             told = f"No model is connected: {len(rows)} rows go out by stack."
             blocked = ExecutionBlocker(NO_MODEL)
             return io.NodeOutput(blocked, blocked, ", ".join(triggers_of(rows)), told, rows)
-        stacked = Stacked(model, model_low)
+        stacked = Stacked(StackedModel(model), StackedModel(model_low) if model_low is not None else None)
         for row in rows:
             add_row(stacked, row)
         triggers = ", ".join(dict.fromkeys(stacked.triggers))
         report = "\n".join(stacked.lines) or "No LoRA in the list: the model is unchanged."
         shown = {"stack_rows": stacked.shown[len(rows) - len(own) :]}
-        return io.NodeOutput(stacked.model, stacked.model_low, triggers, report, rows, ui=shown)
+        low = stacked.model_low and stacked.model_low.finished()
+        return io.NodeOutput(stacked.model.finished(), low, triggers, report, rows, ui=shown)
 
 
 def _row_of(name: str, strength: float) -> Row:
@@ -151,7 +155,7 @@ def check_files(rows: Iterable[Row]) -> None:
 def triggers_of(rows: Iterable[Row]) -> list[str]:
     """The trigger words that the files of the rows name, each once."""
     headers = [training.read_lora_header(places.lora_file(row.lora)) for row in rows if row.applies]
-    return list(dict.fromkeys(filter(None, (header.get(TRIGGER_KEY, "").strip() for header in headers))))
+    return list(dict.fromkeys(filter(None, (trigger_of(header) for header in headers))))
 
 
 def add_row(stacked: Stacked, row: Row) -> None:
@@ -163,17 +167,13 @@ def add_row(stacked: Stacked, row: Row) -> None:
         stacked.lines.append(f"{row.lora or 'Empty row'}: {'strength 0' if row.on else 'off'}, left out")
         stacked.shown.append({"lora": row.lora})
         return
-    tensors, header = training.read_lora(places.lora_file(row.lora))
-    stacked.model, found = patched(stacked.model, tensors, row.strength, row.lora)
-    told, shown = told_of(found, row.strength), {"lora": row.lora, "matched": found.matched, "total": found.total}
+    placed, trigger = placed_on(stacked.model, row, row.lora, row.strength)
+    told, shown = told_of(placed, row, row.strength), {"lora": row.lora} | keys_of(placed)
     if stacked.model_low is not None:
         low = low_noise_partner(row.lora)
-        if low != row.lora:
-            tensors, _ = training.read_lora(places.lora_file(low))
-        stacked.model_low, found = patched(stacked.model_low, tensors, row.strength_low, low)
-        told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_of(found, row.strength_low)}"
-        shown |= {"low": {"lora": low, "matched": found.matched, "total": found.total}}
-    trigger = header.get(TRIGGER_KEY, "").strip()
+        placed, _ = placed_on(stacked.model_low, row, low, row.strength_low)
+        told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_of(placed, row, row.strength_low)}"
+        shown |= {"low": {"lora": low} | keys_of(placed)}
     stacked.triggers += [trigger] if trigger else []
     stacked.lines.append(f"{row.lora}: {told}" + (f"; trigger: {trigger}" if trigger else ""))
     stacked.shown.append(shown)
@@ -184,26 +184,40 @@ def low_noise_partner(name: str) -> str:
     return low_noise_name(name, places.lora_names()) or name
 
 
-def told_of(found: Fit, strength: float) -> str:
-    """What the report says of one LoRA on one model."""
-    return f"strength {strength:g}, {found.matched} of {found.total} keys match"
+def placed_on(model: StackedModel, row: Row, name: str, strength: float) -> tuple[Placed, str]:
+    """Put the LoRA `name` on a model as its row says: what came of it, and its trigger words.
 
-
-def patched(model: Any, tensors: dict, strength: float, name: str) -> tuple[Any, Fit]:
-    """The model with a LoRA on it, the model itself at strength 0; and what of the LoRA fits.
-
-    Raises ValueError where no key of the LoRA fits the model.
+    Raises ValueError where no key of the LoRA fits the model, or it cannot act as the row says.
     """
+    lora = read_for(places.lora_file(name), model.keys)
     try:
-        found = fit(tensors, model.model)
+        found = fit(lora.tensors, model.keys)
     except ValueError as error:
         raise ValueError(f"{name} cannot be used, {error}") from error
     if not found.patches:
         raise ValueError(
             f"{name} fits none of this model's layers ({found.total} keys in the file): it was made for another model."
         )
-    if not strength:
-        return model, found
-    model = model.clone()
-    model.add_patches(found.patches, strength)
-    return model, found
+    return model.add(found, row, strength, name), trigger_of(lora.metadata)
+
+
+def trigger_of(header: Mapping[str, str]) -> str:
+    """The trigger words in a LoRA's header."""
+    return header.get(TRIGGER_KEY, "").strip()[:LONGEST_TRIGGER]
+
+
+def keys_of(placed: Placed) -> dict[str, int]:
+    return {"matched": placed.matched, "total": placed.total}
+
+
+def told_of(placed: Placed, row: Row, strength: float) -> str:
+    """What the report says of one LoRA on one model."""
+    parts = [f"strength {strength:g}"]
+    if placed.sound and row.audio != strength:
+        parts.append(f"sound {row.audio:g}")
+    parts += [f"{placed.matched} of {placed.total} keys match"]
+    if row.blocks != BlockWeights():
+        parts.append("weighted by blocks")
+    if (row.start, row.end) != (0, 1):
+        parts.append(f"from {row.start:g} to {row.end:g} of the steps")
+    return ", ".join((*parts, placed.how))

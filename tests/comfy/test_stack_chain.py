@@ -73,11 +73,11 @@ def test_without_a_model_only_the_rows_go_out(server: ComfyServer):
 
 
 def test_a_file_that_is_elsewhere_is_named(server: ComfyServer):
-    rows = json.dumps([row("one.safetensors")])
+    rows = json.dumps([row("two_high_noise.safetensors")])
     result = server.queue({**wan(), "stack": node("VLSStack", model=("unet", 0), loras=rows),
                            "report": node("PreviewAny", source=("stack", 3))})
     assert result.status == "refused"
-    assert "row 1: one.safetensors was not found" in result.error and FILES[0] in result.error
+    assert "row 1: two_high_noise.safetensors was not found" in result.error and FILES[1] in result.error
 
 
 def asked(server: ComfyServer, route: str, **headers: str) -> tuple[int, str, bytes]:
