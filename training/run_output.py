@@ -109,6 +109,8 @@ class RunOutput:
         self._before: list[float] = []
         """Losses of the parts that are done."""
         self._losses_written = self._judgements_written = self._went_on = self._begun = 0
+        self._point_step: int | None = None
+        """Step of the last resume point."""
         self._past: list[dict[str, Any]] = []
         """Lines of progress.jsonl of the parts that are done."""
         self._lines: list[str] = []
@@ -154,6 +156,7 @@ class RunOutput:
         """From here on steps belong to this LoRA. Makes a resume point: what cannot be saved is known at once."""
         self._now, self._begun = now, now.state.step
         self._went_on += self._begun
+        self._point_step = self._begun or None  # a run that goes on has read the point that it goes on from
         self._folder.start_progress([*self._past, *self._new_entries()])
         self._count_written()
         self._save_point()
@@ -264,9 +267,12 @@ class RunOutput:
 
     def _save_point(self) -> None:
         """A resume point, unless the last one is of this very step."""
+        self._point_at = time.monotonic()
+        if self._now.state.step == self._point_step:
+            return
         points, point = self.points(self._now.part), self._now.point()
         self._patiently(lambda: points.add(point), points.folder, point.bytes)
-        self._point_at = time.monotonic()
+        self._point_at, self._point_step = time.monotonic(), self._now.state.step
 
     def _save_lora(self, saving: Saving) -> dict[str, Tensor]:
         """Write the LoRA in its place, keeping an earlier run's of the same name in the run folder; its tensors."""
