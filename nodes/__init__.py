@@ -46,6 +46,8 @@ class VideoLoraStudio(ComfyExtension):
 
         from .lora_routes import add_lora_routes
         from .review_routes import add_review_routes
+        from .train_routes import add_train_routes
 
         add_review_routes(PromptServer.instance.routes)
         add_lora_routes(PromptServer.instance.routes)
+        add_train_routes(PromptServer.instance.routes)

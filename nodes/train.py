@@ -10,7 +10,7 @@ from comfy_api.latest import io, ui
 from .. import training
 from . import places
 from .key_check import check_keys
-from .progress import NodeListener, show_text
+from .progress import RunListener, show_text
 from .sockets import (
     CATEGORY,
     Adapter,
@@ -81,7 +81,8 @@ class Train(io.ComfyNode):
             name=name, steps=steps, rank=rank, learning_rate=learning_rate, seed=seed,
             **{key: value for key, value in groups.items() if value is not None},
         )
-        result = run_alone(base, training_set, config, NodeListener(cls.hidden.unique_id))
+        with RunListener(cls.hidden.unique_id, config) as listener:
+            result = run_alone(base, training_set, config, listener)
         show_text(result.report, cls.hidden.unique_id)
         return io.NodeOutput(
             *[*result.loras, {}][:2], {"loss": result.losses}, places.lora_name(result.lora_files[0]), result.report,
@@ -90,7 +91,7 @@ class Train(io.ComfyNode):
 
 
 def run_alone(
-    base: BaseChoice, training_set, config: training.RunConfig, listener: NodeListener
+    base: BaseChoice, training_set, config: training.RunConfig, listener: RunListener
 ) -> training.TrainResult:
     """Train with the device to ourselves, and hand its memory back whatever happens."""
     model_management.unload_all_models()

@@ -64,6 +64,7 @@ _PUBLIC = {
     "lora_rank": ".lora_norms",
     "lora_picture": ".lora_picture",
     "Places": ".run_output",
+    "read_curve": ".run_curve",
     "TrainResult": ".run",
     "check_writable": ".run",
     "train": ".run",

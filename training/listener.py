@@ -18,6 +18,8 @@ class Progress:
     total: int
     loss: float | None = None
     seconds_left: float | None = None
+    expert: str = ""
+    """Which of two experts the steps are of; empty for models in one file."""
     detail: str = ""
 
 

@@ -160,6 +160,7 @@ def run_steps(
                     total=config.steps,
                     loss=loss,
                     seconds_left=per_step * (config.steps - state.step),
+                    expert=context.base.expert,
                 )
             )
             after_step(state)

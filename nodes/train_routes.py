@@ -1,0 +1,31 @@
+"""The route behind the curve on Train LoRA: the whole of a run so far, whoever asks and whenever."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from aiohttp import web
+
+from .. import training
+from . import places
+from .progress import running
+from .route_guard import PREFIX, guarded
+
+
+def add_train_routes(routes: web.RouteTableDef) -> None:
+    """Put the route of a run's curve into ComfyUI's table."""
+    routes.get(f"{PREFIX}/run")(guarded(_run))
+
+
+async def _run(request: web.Request) -> web.Response:
+    """The curve of the run of a name, and its figures of this moment where it is running."""
+    return web.json_response(await asyncio.to_thread(_curve, request.query.get("name", "")))
+
+
+def _curve(name: str) -> dict[str, Any]:
+    training.check_name(name)
+    listener = running.get(name)
+    kept = (listener.first, [*listener.losses]) if listener else ()
+    now = listener.now if listener else None
+    return training.read_curve(places.run_folder(name), *kept).as_dict() | {"now": now}
