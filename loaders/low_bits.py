@@ -71,7 +71,7 @@ def quantise(weight: Tensor, form: str) -> LowBits:
     Beside the result it takes a few copies of the weight in float32.
     """
     if weight.device.type == "meta":
-        return _quantised_shape(tuple(weight.shape), form)
+        return _quantised_shape(tuple(weight.shape), form).map(torch.empty_like)  # nobody's tensor is another's
     return _quantised(weight.detach().float(), form)
 
 

@@ -88,7 +88,7 @@ def test_run_of_a_killed_server_goes_on(comfy: ComfyServer, clips: str):
     assert result.status == "success", result.error
     report = result.text("train_report")
     went_on = re.search(r"Went on from step (\d+)", report)
-    assert went_on and 10 <= int(went_on[1]) <= 30, report
+    assert went_on and 9 <= int(went_on[1]) <= 30, report
     assert lora_file(comfy, NAME).read_bytes() == whole
     left = [*lora_file(comfy, NAME).parent.glob("*.part"), *run_folder(comfy, NAME).rglob("*.part")]
     assert not left

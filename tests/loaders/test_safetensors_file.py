@@ -200,9 +200,12 @@ def test_an_interrupted_write_leaves_the_old_file_and_no_other(tmp_path, monkeyp
     assert read_tensors(path)[0]["x"].sum() == 3 and files_in(tmp_path) == ["x.safetensors"]
 
 
-def test_a_folder_that_is_not_there_is_named(tmp_path):
+def test_a_folder_is_made_and_one_that_cannot_be_made_is_named(tmp_path):
+    write_tensors(tmp_path / "new" / "x.safetensors", {"x": torch.ones(1)}, {})
+    assert files_in(tmp_path / "new") == ["x.safetensors"]
+    (tmp_path / "file").touch()
     with pytest.raises(OSError, match="x.safetensors could not be written"):
-        write_tensors(tmp_path / "no" / "x.safetensors", {"x": torch.ones(1)}, {})
+        write_tensors(tmp_path / "file" / "x.safetensors", {"x": torch.ones(1)}, {})
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no group rights in the mode of a file")

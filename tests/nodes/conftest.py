@@ -30,7 +30,8 @@ def load(monkeypatch):
     package.__path__ = [str(Path(video_lora_studio.__file__).parent / "nodes")]
     monkeypatch.setitem(sys.modules, NODES, package)
     monkeypatch.delattr(video_lora_studio, "nodes", raising=False)
-    before = {name for name in sys.modules if name.startswith(f"{NODES}.")}
+    for name in [name for name in sys.modules if name.startswith(f"{NODES}.")]:
+        monkeypatch.delitem(sys.modules, name)
     yield lambda name: importlib.import_module(f"{NODES}.{name}")
-    for name in [name for name in sys.modules if name.startswith(f"{NODES}.") and name not in before]:
+    for name in [name for name in sys.modules if name.startswith(f"{NODES}.")]:
         del sys.modules[name]
