@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .config import BY_HAND, RunConfig, limits_of
+from .config import BY_HAND, RunConfig, limits_of, shown
 from .dataset.training_set import TrainingSet
 from .families.model_family import BaseModel
 from .run_folder import settings_key
@@ -61,12 +61,11 @@ def changes(before: Mapping[str, Any], now: Facts) -> list[str]:
     if before.get("base") != now["base"]:
         words.append("the base model's file")
     if before.get("precision") != now["precision"]:
-        words.append(f"Precision {before.get('precision')} → {now['precision']}")
-    settings = before.get("settings")
-    old, new = dict(_leaves(settings if isinstance(settings, dict) else {})), dict(_leaves(now["settings"]))
-    for path, value in new.items():
-        if old.get(path) != value:
-            words.append(f"{_label(path)} {old.get(path, 'not set')} → {value}")
+        words.append(f"Precision {_short(before.get('precision'))} → {now['precision']}")
+    for path, value in _leaves(now["settings"]):
+        old = _at(before.get("settings"), path)
+        if old != value:
+            words.append(f"{_label(path)} {'not set' if old is None else _short(old)} → {_short(value)}")
     return [*words, *_clip_changes(before, now)]
 
 
@@ -83,7 +82,7 @@ def _clip_changes(before: Mapping[str, Any], now: Facts) -> list[str]:
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    return ", ".join(name[:60] for name in names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def _leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
@@ -92,6 +91,17 @@ def _leaves(settings: Mapping[str, Any], path: tuple[str, ...] = ()) -> Iterator
             yield from _leaves(value, (*path, name))
         else:
             yield (*path, name), value
+
+
+def _at(settings: Any, path: tuple[str, ...]) -> Any:
+    """What stands at a path of nested dictionaries, None where nothing does."""
+    for name in path:
+        settings = settings.get(name) if isinstance(settings, dict) else None
+    return settings
+
+
+def _short(value: Any) -> str:
+    return value[:60] if isinstance(value, str) else shown(value)
 
 
 def _label(path: tuple[str, ...]) -> str:

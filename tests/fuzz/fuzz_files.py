@@ -14,7 +14,7 @@ from fuzz_draw import DRAWN, Draw, as_json, as_text, expanded
 
 from video_lora_studio.loaders import caption_file, caption_table, feature_cache, lora_file, quantised_weights
 from video_lora_studio.loaders.safetensors_file import checksum, identity, read_header, read_tensors, write_tensors
-from video_lora_studio.training import resume, run_folder
+from video_lora_studio.training import resume, run_curve, run_facts, run_folder
 from video_lora_studio.training.dataset import captioning, review, shot_record
 from video_lora_studio.training.loop import RunState
 
@@ -208,6 +208,12 @@ def tables_seeds() -> list[bytes]:
     return [bytes([kind, first]) + text for kind, text in texts for first in (1, 203, 250)]
 
 
+FACTS = {
+    "engine": 2, "base": [["a", ""]], "precision": "float32", "settings": {"seed": 0, "recipe": {"shift": 1.0}},
+    "data": "a", "clips": {"walk.mp4": "b"},
+}
+
+
 def records(data: bytes, place: Path) -> Work:
     body = expanded(data[1:])
     if data[:1] > b"\xc0":
@@ -216,10 +222,14 @@ def records(data: bytes, place: Path) -> Work:
     for name in ("run.json", "progress.jsonl", "_shots.json", "_captioned.json", "cache/sets/x.json"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         (place / name).write_bytes(body)
+    (place / "x.safetensors").write_bytes(b"")
 
     def work() -> None:
         folder = run_folder.RunFolder(place)
-        folder.record()
+        facts = folder.record().get("facts")
+        told = run_facts.changes(facts if isinstance(facts, dict) else {}, FACTS)
+        assert len("".join(told).encode()) < 4000
+        json.dumps(run_curve.read_curve(place).as_dict(), allow_nan=False).encode()
         assert all(isinstance(loss, float) for loss in folder.losses())
         folder.finished("key", 1, [place / "x.safetensors"])
         shot_record.read_record(place)
@@ -231,7 +241,10 @@ def records(data: bytes, place: Path) -> Work:
 
 def records_seeds() -> list[bytes]:
     texts = [
-        b'{"format": 1, "key": "key", "status": "finished", "steps": 1, "lora_sha256": {"x": "y"}, "loras": {}}',
+        b'{"format": 2, "key": "key", "status": "finished", "steps": 1, "parts": {"x.safetensors": '
+        b'{"sha256": "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855", "steps": 1, "report": ["a"]}},'
+        b' "facts": {"engine": 2, "base": [], "precision": "float32", "settings": {"recipe": {"shift": 1.0}},'
+        b' "data": "a", "clips": {"walk.mp4": "b"}}}',
         b'{"step": 1, "loss": 0.5}\n{"step": 2, "loss": 0.25}\n',
         b'{"name": "a", "recorded": 1.0, "keys": ["ab"]}',
         b'{"films": {"id": {"film": "a.mp4", "stem": "a", "bounds": {"h": [0, 9]}, "shots": {"a.mp4": [0, 9, 5]}}}}',

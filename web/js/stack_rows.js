@@ -3,6 +3,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { counted, element } from "./clips_server.js";
+import { after } from "./node_hooks.js";
 import { labelled, openMenu, sign } from "./stack_parts.js";
 import { listLoras, openPicker } from "./stack_picker.js";
 import { isNumber, rowElement, SECONDS } from "./stack_row.js";
@@ -321,16 +322,6 @@ class Stack {
         }
         this.draw();
     }
-}
-
-/** Have a method of the node, or of a widget, do one thing more. */
-function after(owner, method, more) {
-    const before = owner[method];
-    owner[method] = function (...given) {
-        const answer = before?.apply(this, given);
-        more(...given);
-        return answer;
-    };
 }
 
 function addStack(node) {

@@ -4,6 +4,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { ask, element } from "./clips_server.js";
+import { after } from "./node_hooks.js";
 import { labelled } from "./stack_parts.js";
 import { drawLevels, drawLoss, heldOut, short, stepAt } from "./train_view_chart.js";
 import { TRAIN_STYLE } from "./train_view_style.js";
@@ -287,16 +288,6 @@ function passOn(root) {
             }
         });
     }
-}
-
-/** Have a method of the node, or of a widget, do one thing more. */
-function after(owner, method, more) {
-    const before = owner[method];
-    owner[method] = function (...given) {
-        const answer = before?.apply(this, given);
-        more(...given);
-        return answer;
-    };
 }
 
 function addView(node) {

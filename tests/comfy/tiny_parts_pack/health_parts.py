@@ -164,7 +164,7 @@ def part_of_the_pack(name: str):
 
 def after_some_steps(error: BaseException):
     """A function that raises `error` once the training has made some steps."""
-    listener = part_of_the_pack("nodes.train").NodeListener
+    listener = part_of_the_pack("nodes.train").RunListener
     report, made = listener.report, [0]
 
     def watched(self, progress):
@@ -185,7 +185,7 @@ def no_memory():
 
 
 def break_listener(training_set):
-    listener = part_of_the_pack("nodes.train").NodeListener
+    listener = part_of_the_pack("nodes.train").RunListener
     fail, check = after_some_steps(LookupError("a listener that fails")), listener.check
 
     def failing(self):
