@@ -158,9 +158,8 @@ def _write(film: _Film, first: int, last: int, path: Path) -> Iterator[tuple[int
     with whole_file(path) as file:
         with av.open(file.name, "w", format="mp4", options={"movflags": "faststart"}) as target:
             picture = _Picture(film, head[1], target)
-            sound = target.add_stream("aac", rate=SOUND_RATE, layout="stereo") if footage.has_audio else None
-            if sound:  # first, so that the writer can lay it between the pictures
-                sound.bit_rate, sound.options = SOUND_BITS, dict(SOUND_OPTIONS)
+            if footage.has_audio:  # first, so that the writer can lay it between the pictures
+                sound = sound_stream(target)
                 notes += _write_sound(target, sound, footage, head[0], last)
             for number, frame in itertools.chain([head], frames):
                 target.mux(picture.encode(number - head[0], frame))
@@ -247,15 +246,28 @@ def _write_sound(target, stream, footage: Footage, first: int, last: int) -> tup
         sound = read_sound(footage, start, seconds, SOUND_RATE)
     except FootageError as error:
         return (error.reason,)
-    for place in range(0, sound.shape[1], SOUND_RATE):
-        target.mux(stream.encode(_sound_frame(sound[:, place : place + SOUND_RATE], place)))
-    target.mux(stream.encode(None))
+    mux_sound(target, stream, sound)
     return ()
 
 
-def _sound_frame(samples: Tensor, place: int) -> av.AudioFrame:
+def sound_stream(target: av.container.OutputContainer, rate: int = SOUND_RATE) -> av.AudioStream:
+    """A stereo stream of so many samples a second in a file that is being written."""
+    stream = target.add_stream("aac", rate=rate, layout="stereo")
+    stream.bit_rate, stream.options = SOUND_BITS, dict(SOUND_OPTIONS)
+    return stream
+
+
+def mux_sound(target: av.container.OutputContainer, stream: av.AudioStream, sound: Tensor) -> None:
+    """Write all of a stream's sound (2, N), -1..1."""
+    rate = stream.rate
+    for place in range(0, sound.shape[1], rate):
+        target.mux(stream.encode(_sound_frame(sound[:, place : place + rate], place, rate)))
+    target.mux(stream.encode(None))
+
+
+def _sound_frame(samples: Tensor, place: int, rate: int) -> av.AudioFrame:
     frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(samples.numpy()), "fltp", "stereo")
-    frame.sample_rate, frame.pts, frame.time_base = SOUND_RATE, place, Fraction(1, SOUND_RATE)
+    frame.sample_rate, frame.pts, frame.time_base = rate, place, Fraction(1, rate)
     return frame
 
 

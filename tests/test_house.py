@@ -12,7 +12,9 @@ ROOMS = {"loaders": 0, "training": 1, "nodes": 2}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "node_helpers"}
 DOORS = {
     "peft": ["training/adapter.py"],
-    "av": ["loaders/video_file.py", "loaders/video_stream.py", "loaders/video_colour.py", "loaders/video_writer.py"],
+    "av": [f"loaders/{name}.py" for name in (
+        "video_file", "video_stream", "video_colour", "video_writer", "clip_writer",
+    )],
     "safetensors": ["loaders/safetensors_file.py"],
     "diffusers": ["training/families/"],
     "transformers": ["training/dataset/captioners/"],

@@ -6,12 +6,12 @@ A node reads its defaults, limits and tooltips from here, so that nothing is typ
 from __future__ import annotations
 
 import dataclasses
-import re
 import reprlib
-import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
+
+from .run_name import check_name
 
 LONGEST_TEXT = 20_000
 
@@ -312,27 +312,36 @@ class MemoryConfig:
             raise ValueError("Keep attention does not work in compiled blocks: switch Keep attention or Compile off.")
 
 
-LONGEST_NAME = 200
-"""Bytes of UTF-8: file systems end at 255, and more is put after the name."""
-RESERVED_NAMES = frozenset(
-    ("con", "prn", "aux", "nul", *(f"com{i}" for i in range(1, 10)), *(f"lpt{i}" for i in range(1, 10)))
-)
+@dataclass(frozen=True, kw_only=True)
+class PreviewConfig:
+    """Clips that are made while the LoRA is trained, to look at."""
 
+    every: int = setting(
+        250, "Every", "Steps between previews. One is made before the first step and one at the end as well; 0: only "
+        "these.", low=0, high=1000000,
+    )
+    clips: int = setting(
+        1, "Clips", "How many previews are made each time, of the first captions of the training set. Where Prepare "
+        "has Preview prompts, each of them gives one, at most so many.", low=1, high=16,
+    )
+    steps: int = setting(
+        20, "Sampler steps", "Steps in which a preview is made. More look better and take longer.", low=1, high=200,
+    )
+    guidance: float = setting(
+        0.0, "CFG", "How closely a preview follows its prompt, against the empty prompt. 1 takes half the time and "
+        "suits distilled models; 0 means what suits the model.", low=0.0, high=30.0, step=0.5,
+    )
+    shift: float = setting(
+        0.0, "Sampler shift", "As Shift of ComfyUI's ModelSampling nodes: above 1 spends more steps on noisy levels. "
+        "0 means what ComfyUI does without such a node.", low=0.0, high=100.0, step=0.5,
+    )
+    seed: int = setting(
+        0, "Preview seed", "Noise that the first preview begins with; the next have the next seeds. The same at every "
+        "step, so that only the LoRA changes.", low=0, high=0xFFFFFFFFFFFFFF00,
+    )
 
-def check_name(name: str) -> None:
-    """ValueError unless `name` can be a file's name on every system, and nothing but a name."""
-    if not isinstance(name, str) or not name.strip():
-        raise ValueError("Name is empty: give the LoRA a name, for example my_style.")
-    if name != name.strip() or len(name) > 100 or len(name.encode(errors="replace")) > LONGEST_NAME:
-        raise ValueError(f"Name {name[:40]!r} must have at most 100 characters and no blanks at its ends.")
-    if not re.fullmatch(r"\w[\w .+()-]*", name) or ".." in name or name.endswith("."):
-        raise ValueError(
-            f"Name {name!r} cannot be a file name: use letters, digits, blanks, '_', '-', '+' and single dots, "
-            "and no folder."
-        )
-    device = unicodedata.normalize("NFKC", name.split(".")[0]).strip().lower()  # COM¹ is one as well
-    if device in RESERVED_NAMES or name.startswith("_"):
-        raise ValueError(f"Name {name!r} is reserved: choose another.")
+    def __post_init__(self):
+        check(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -358,13 +367,24 @@ class RunConfig:
         0, "Seed", "Start of every random choice: the same seed, settings and clips give the same LoRA.",
         low=0, high=0xFFFFFFFFFFFFFFFF,
     )
+    pause_at: int = setting(
+        0, "Pause at step", "Stop at this step and keep a copy of the LoRA: Continue Training goes on from there, and "
+        "so does queueing again with a later step. Of two experts each gets its share. 0: train all Steps.",
+        low=0, high=1000000,
+    )
     adapter: AdapterConfig = AdapterConfig()
     recipe: RecipeConfig = RecipeConfig()
     memory: MemoryConfig = MemoryConfig()
+    preview: PreviewConfig = PreviewConfig()
 
     def __post_init__(self):
         check(self)
         check_name(self.name)
+
+    @property
+    def last_step(self) -> int:
+        """The step after which training ends or pauses."""
+        return min(self.steps, self.pause_at or self.steps)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""

@@ -20,8 +20,9 @@ from .evaluate import fixed_noise_loss, merge_lora
 from .families import FAMILIES, file_tensors, open_base_model
 from .families.model_family import BaseModel, Encoders, Grid
 from .listener import Listener
-from .run import TrainResult, set_up, train
+from .run import set_up, train
 from .run_output import Places
+from .train_result import TrainResult
 
 SIZE, FRAMES, STEPS = 64, 9, 100
 

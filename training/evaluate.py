@@ -61,7 +61,7 @@ def held_out_losses(context: StepContext, optimizer: Stepper, listener: Listener
     low, high = context.base.levels
     levels = [low + (high - low) * (place + 0.5) / JUDGED_LEVELS for place in range(JUDGED_LEVELS)]
     losses = []
-    with torch.no_grad(), optimizer.kept_weights(), _without_dropout(context.transformer):
+    with torch.no_grad(), as_saved(context.transformer, optimizer):
         for position in range(len(context.batches)):
             drawn = draw(context, position)
             for level in levels:
@@ -111,13 +111,14 @@ def _evenly(samples: list[Sample], most: int) -> list[Sample]:
 
 
 @contextmanager
-def _without_dropout(transformer: nn.Module) -> Iterator[None]:
-    """Meanwhile all of a transformer is in eval mode; afterwards what trained before does again."""
+def as_saved(transformer: nn.Module, optimizer: Stepper) -> Iterator[None]:
+    """Meanwhile a transformer answers with the LoRA that would be saved now, without dropout."""
     training = [module for module in transformer.modules() if module.training]
     try:
         for module in training:
             module.training = False
-        yield
+        with optimizer.kept_weights():
+            yield
     finally:
         for module in training:
             module.training = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 log = logging.getLogger(__name__)
@@ -21,6 +22,8 @@ class Progress:
     expert: str = ""
     """Which of two experts the steps are of; empty for models in one file."""
     detail: str = ""
+    preview: Path | None = None
+    """A clip that was just made to look at."""
 
 
 class Listener(Protocol):

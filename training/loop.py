@@ -133,16 +133,16 @@ def run_steps(
     after_step: Callable[[RunState], None],
     recovery: Recovery = lambda error: None,
 ) -> None:
-    """Train until `config.steps`; `state` always describes the steps that are in the parameters.
+    """Train until `config.last_step`; `state` always describes the steps that are in the parameters.
 
     Where gradients cannot be computed, `recovery` may give what to do before the same step is tried again.
     Raises like `check_step` before the optimizer step that would have spoilt the parameters, and whatever `listener`
     raises to stop.
     """
     started, first = time.monotonic(), state.step
-    end = config.steps * config.recipe.gradient_accumulation
+    end = config.last_step * config.recipe.gradient_accumulation
     with ReadAhead(partial(draw, context), end=end) as draws:
-        while state.step < config.steps:
+        while state.step < config.last_step:
             loss, norm = persist(
                 partial(_accumulate, context, config, parameters, state.step, draws, listener), recovery
             )
@@ -159,7 +159,7 @@ def run_steps(
                     done=state.step,
                     total=config.steps,
                     loss=loss,
-                    seconds_left=per_step * (config.steps - state.step),
+                    seconds_left=per_step * (config.last_step - state.step),
                     expert=context.base.expert,
                 )
             )

@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+TIMESTEPS = 1000
+
 
 class Objective(Protocol):
     """What a kind of model is trained towards. Levels are noise levels sigma in 0..1, one for each sample."""
@@ -25,6 +27,12 @@ class Objective(Protocol):
 
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         """What the model should answer, shaped like the stream."""
+
+    def split(self, noisy: Tensor, answer: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        """The clean sample and the noise that an answer makes of a noisy one: `noisy` of the two gives it again."""
+
+    def schedule(self, steps: int, shift: float) -> Tensor:
+        """The levels (steps + 1,) float32 through which a sampler goes, from noise to 0."""
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -76,6 +84,15 @@ class FlowMatching:
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         return noise - clean
 
+    def split(self, noisy: Tensor, answer: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        sigma = per_sample(level, noisy)
+        return noisy - sigma * answer, noisy + (1 - sigma) * answer
+
+    def schedule(self, steps: int, shift: float) -> Tensor:
+        """Even in whole thousandths before the shift: ComfyUI's scheduler `simple`."""
+        even = [1 - int(step * TIMESTEPS / steps) / TIMESTEPS for step in range(steps)]
+        return shifted(torch.tensor([*even, 0.0], dtype=torch.float64), shift).float()
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShiftedLogitNormal:
@@ -109,9 +126,8 @@ class ShiftedLogitNormal:
 
     noisy = FlowMatching.noisy
     target = FlowMatching.target
-
-
-TIMESTEPS = 1000
+    split = FlowMatching.split
+    schedule = FlowMatching.schedule
 
 
 def timestep_of(level: Tensor) -> Tensor:
@@ -140,6 +156,15 @@ class VPrediction:
     def target(self, clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
         signal, rest = self._amounts(level, clean)
         return signal * noise - rest * clean
+
+    def split(self, noisy: Tensor, answer: Tensor, level: Tensor) -> tuple[Tensor, Tensor]:
+        signal, rest = self._amounts(level, noisy)
+        return signal * noisy - rest * answer, rest * noisy + signal * answer
+
+    def schedule(self, steps: int, shift: float) -> Tensor:
+        """Evenly spread timesteps that end at pure noise (diffusers, "trailing"); a shift has no say."""
+        even = [round(TIMESTEPS * (1 - step / steps)) - 1 for step in range(steps)]
+        return torch.tensor([*even, 0], dtype=torch.float32) / TIMESTEPS
 
     def _amounts(self, level: Tensor, stream: Tensor) -> tuple[Tensor, Tensor]:
         """a and b of each sample, in the stream's rank."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..loaders.lora_file import read_lora, written_by_run
+from ..loaders.lora_file import written_by_run
 from ..loaders.module_weights import AS_STORED, Storage
 from .adapter import Adapter, count_numbers
 from .batches import Batches, check_captions, trained_streams
@@ -22,7 +22,7 @@ from .config import BY_HAND, PRECISIONS, MemoryConfig, RunConfig
 from .dataset.training_set import TrainingSet
 from .disk import check_room
 from .evaluate import judging
-from .families.model_family import BaseModel
+from .families.model_family import BaseModel, ClipDecoder
 from .listener import Listener, Progress, SilentListener
 from .loop import RunState, StepContext, micro_step_loss, persist, run_steps
 from .memory.block_swap import swapped_blocks
@@ -34,23 +34,13 @@ from .memory.out_of_memory import is_out_of_memory
 from .memory.plan import Plan, Room, Speed, choose
 from .memory.workload import Workload, largest_sample
 from .optimizers import build_optimizer, check_optimizer, state_bytes
+from .preview import previewing
 from .run_facts import facts_of, run_key
 from .run_folder import RunFolder
 from .run_output import SAVED_DTYPES, KeyMatch, Part, Places, RunOutput, Training
+from .train_result import TrainResult, earlier_result, paused_result
 
 COMPUTE_DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What a run leaves: for each file its tensors, the loss of every step, what to tell people."""
-
-    loras: tuple[dict[str, Tensor], ...]
-    """One for each of `lora_files`: of two experts the high-noise one comes first."""
-    lora_files: tuple[Path, ...]
-    losses: list[float]
-    report: str
-    reused: bool
-    """Whether this was an earlier run's result, and nothing was trained."""
 
 
 def train(
@@ -63,6 +53,7 @@ def train(
     precision: str = "auto",
     listener: Listener | None = None,
     check_file: Callable[[Path, BaseModel], KeyMatch] | None = None,
+    decoder: ClipDecoder | None = None,
 ) -> TrainResult:
     """Train a LoRA of `base` on `training_set` and write `<name>.safetensors`; or return the one already there.
 
@@ -71,6 +62,7 @@ def train(
     one of fewer steps. Whatever stops a run after its first step (the listener, an error, memory) leaves the LoRA of
     the last good step in the file, and a resume point, before it is raised on. `check_file` says how many of the
     written keys the host loads; fewer than all is a ValueError, and so is another run of this name at the same time.
+    With a `decoder` previews are made in the run's folder.
     """
     listener = listener or SilentListener()
     compute = compute_dtype(precision, device)
@@ -81,12 +73,15 @@ def train(
     streams = trained_streams(training_set, base, config.recipe)
     trained, held_out = training_set.split(config.recipe.held_out, config.seed, streams)
     with folder.alone():
-        if record := folder.finished(run_key(facts), config.steps, [part.lora_file for part in parts]):
-            return _earlier_result(record, folder, parts)
+        steps = sum(part.config.last_step for part in parts)
+        if record := folder.finished(run_key(facts), steps, [part.lora_file for part in parts]):
+            return earlier_result(record, folder, parts)
+        if paused := paused_result(folder, run_key(facts), parts):
+            return paused
         check_room(disk_needs(parts, training_set, folder))
         output = RunOutput(training_set, held_out, base, config, facts, places, listener)
         output.begin(parts)
-        job = Job(training_set, trained, held_out, device, compute, listener, output)
+        job = Job(training_set, trained, held_out, device, compute, listener, output, decoder)
         loras, devices = [], [device] if device.type == "cuda" else []
         with torch.inference_mode(False), torch.enable_grad(), torch.random.fork_rng(devices=devices):
             for part in parts:
@@ -114,6 +109,7 @@ class Job(NamedTuple):
     compute: torch.dtype
     listener: Listener
     output: RunOutput
+    decoder: ClipDecoder | None
 
 
 def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
@@ -132,20 +128,29 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
     fitting = fit(context, config, plan.level)
     optimizer = build_optimizer(adapter.parameters(), config)
     judge = judging(context, job.held_out, config, optimizer, listener, fitting.recovery)
+    preview = previewing(
+        context, job.training_set, config, job.decoder, optimizer, listener, fitting.recovery,
+        partial(output.preview, part), output.note,
+    )
     if point:
         point.put_back(state, adapter, optimizer)
     output.note(went_on(state, points.last_step(), config))
 
     def rewind() -> None:
         found, _ = points.newest(config.steps)
-        if found:
-            found.put_back(state, adapter, optimizer)
-        else:
-            state.become(RunState())
+        if found is None:
+            raise ValueError("No whole resume point is left to go back to: queue again to begin anew.")
+        found.put_back(state, adapter, optimizer)
+
+    def recovery_of_a_step(error: BaseException) -> Callable[[], None] | None:
+        """What `run_steps` does not meet: memory ran out in a step of the optimizer, which may be half made."""
+        recover = fitting.recovery(error)
+        return recover and (lambda: (recover(), rewind()))
 
     def after_step(state: RunState) -> None:
         judge(state)
         output.after_step(state)
+        preview(state)
 
     try:
         output.begin_part(
@@ -156,11 +161,13 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         output.note(plan.lines)
         judge(state)
         output.keep_best()
+        if not state.step:
+            preview(state)
         steps = partial(
             run_steps, context, config, parameters=list(adapter.parameters()), optimizer=optimizer, state=state,
             listener=listener, after_step=after_step, recovery=fitting.recovery,
         )
-        persist(steps, lambda error: _after(fitting.recovery(error), rewind))
+        persist(steps, recovery_of_a_step)
         output.note(fitting.notes)
         return output.save()
     except BaseException as stop:
@@ -178,22 +185,12 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         gc.collect()
 
 
-def _after(recover: Callable[[], None] | None, rewind: Callable[[], None]) -> Callable[[], None] | None:
-    """What to do when memory ran out within a step of the optimizer, which may be half made."""
-    if recover is None:
-        return None
-
-    def both() -> None:
-        recover()
-        rewind()
-
-    return both
-
-
 def went_on(state: RunState, last: int, config: RunConfig) -> list[str]:
     """What the report says of a run that did not begin at its beginning, or that did again; `last`: its last point."""
     if not state.step:
         return [f"Begun anew: the last run of these settings had {last} steps."] if last else []
+    if state.step >= config.last_step:
+        return [f"Of this run {state.step} steps were done before: nothing was trained."]
     lines = [f"Went on from step {state.step}."]
     if config.recipe.schedule != "constant":
         lines.append(
@@ -254,17 +251,18 @@ def level_by_hand(memory: MemoryConfig) -> Level:
 def parts_of(base: BaseModel, config: RunConfig, lora_folder: Path) -> list[Part]:
     """The LoRAs of a run: one, or one for each of two experts, with the steps that each gets."""
     experts = [base] if base.low_noise is None else [base, base.low_noise]
-    high = round(config.steps * config.recipe.high_noise_share) if len(experts) > 1 else config.steps
-    shares = [high, config.steps - high][: len(experts)]
+    high = round(config.steps * config.recipe.high_noise_share)
+    shares = [high, config.steps - high] if len(experts) > 1 else [config.steps]
     if min(shares) < 1:
         raise ValueError(f"Steps is {config.steps}, of which one expert gets none: raise Steps or change its share.")
+    # Of a pause each expert gets its share, rounded up, so that both can be tried.
+    pauses = [math.ceil(config.pause_at * share / config.steps) for share in shares]
     return [
         Part(
-            base=expert,
-            config=dataclasses.replace(config, steps=steps),
-            lora_folder=lora_folder,
+            base=expert, config=dataclasses.replace(config, steps=steps, pause_at=pause), lora_folder=lora_folder,
+            before=sum(shares[:place]),
         )
-        for expert, steps in zip(experts, shares, strict=True)
+        for place, (expert, steps, pause) in enumerate(zip(experts, shares, pauses, strict=True))
     ]
 
 
@@ -337,8 +335,6 @@ def check_before_start(training_set: TrainingSet, parts: list[Part], folder: Run
     for place in (parts[0].lora_file.parent, folder.folder):
         check_writable(place)
     for part in parts:
-        streams = trained_streams(training_set, part.base, part.config.recipe)
-        count_numbers(part.base, part.config.adapter, rank=part.config.rank, streams=streams)
         for file in (part.lora_file, part.best_file):
             if file.exists() and (not file.is_file() or written_by_run(file) is None):
                 raise ValueError(
@@ -373,14 +369,3 @@ def check_writable(folder: Path) -> None:
     except OSError as error:
         reason = error.strerror or error
         raise OSError(f"Cannot write in {folder}: {reason}. Free it or choose another folder.") from error
-
-
-def _earlier_result(record: dict, folder: RunFolder, parts: list[Part]) -> TrainResult:
-    files = tuple(part.lora_file for part in parts)
-    return TrainResult(
-        loras=tuple(read_lora(file)[0] for file in files),
-        lora_files=files,
-        losses=folder.losses(),
-        report=f"Nothing to do: this run has finished before.\n{record.get('report', '')}",
-        reused=True,
-    )

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from .progress_file import ProgressFile
 from .run_folder import RunFolder
 
 BUCKETS = 500
@@ -52,7 +52,7 @@ def read_curve(folder: Path, first: int = 0, losses: Sequence[float] = ()) -> Ru
     is no finite number or belongs to no step is left out.
     """
     record = RunFolder(folder).record()
-    found, held_out = _lines(folder / "progress.jsonl")
+    found, held_out = ProgressFile(folder).read()
     if losses:
         found = {step: loss for step, loss in found.items() if step < first}
         found.update((step, loss) for step, loss in enumerate(losses, first) if math.isfinite(loss))
@@ -104,29 +104,6 @@ def _plan(record: Mapping[str, Any]) -> tuple[int, tuple[tuple[str, int], ...]]:
     except (KeyError, TypeError, ValueError, OverflowError):
         return 0, ()
     return steps, ((names[0], 0), (names[1], before)) if len(names) == 2 and 0 < before < steps else ()
-
-
-def _lines(path: Path) -> tuple[dict[int, float], list[tuple[int, str, dict[str, float]]]]:
-    """Loss by step, and judgements of held-out clips in order."""
-    losses: dict[int, float] = {}
-    held_out = []
-    try:
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return losses, held_out
-    for line in lines:
-        try:
-            entry = json.loads(line)
-            step = int(entry["step"])
-            if "levels" in entry:
-                levels = {str(level): float(loss) for level, loss in entry["levels"].items()}
-                if step >= 0 and all(map(math.isfinite, levels.values())):
-                    held_out.append((step, str(entry.get("expert", "")), levels))
-            elif step > 0 and math.isfinite(loss := float(entry["loss"])):
-                losses[step] = loss
-        except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RecursionError):
-            continue  # the end of a line that is being written, or a hand in the file
-    return losses, sorted(held_out, key=lambda each: each[0])
 
 
 def _short(value: float) -> float:

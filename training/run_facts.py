@@ -18,7 +18,7 @@ from .run_folder import settings_key
 ENGINE_VERSION = 2
 """Raised when the same settings would give another LoRA than before."""
 
-NO_NUMBERS = {"": ("name", "steps"), "recipe": ("save_every", "resume_every", "judge_every")}
+NO_NUMBERS = {"": ("name", "steps", "pause_at", "preview"), "recipe": ("save_every", "resume_every", "judge_every")}
 """Settings that decide nothing about a step, by group: a run goes on when they change."""
 
 Facts = dict[str, Any]

@@ -1,7 +1,8 @@
-"""What a run leaves on disk beside the LoRA: its settings, its losses step by step, its report, kept copies.
+"""What a run leaves on disk beside the LoRA: its settings, its report, kept copies, and places for the rest.
 
     run.json          key, settings, what was trained on, how far it came
-    progress.jsonl    one line a step
+    progress.jsonl    one line a step (`progress_file`)
+    previews/         clips made while it trained
     report.md         the report of the last run
     checkpoints/      copies of the LoRA every so many steps
     resume/           for this run and the one before it: what it needs to go on
@@ -14,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,9 @@ from ..loaders.lora_file import written_by_run
 from ..loaders.whole_file import remove_leftovers, whole_file, write_text
 
 FORMAT = 2
+PREVIEW_NAME = re.compile(r"(?:(?P<expert>\w+)-)?step-(?P<step>\d{1,9})-(?P<number>\d{1,3})\.mp4")
+ENDED = ("finished", "paused")
+"""What a record says of a run that came to its end, or to a pause that was asked for."""
 RECORD_LIMIT = 64 * 2**20
 """Bytes of run.json: a longer one is not ours."""
 
@@ -77,37 +82,10 @@ class RunFolder:
         """Replace report.md."""
         write_text(self.folder / "report.md", report + "\n")
 
-    def start_progress(self, entries: Iterable[Mapping[str, Any]] = ()) -> None:
-        """Begin progress.jsonl anew, with these lines."""
-        write_text(self.folder / "progress.jsonl", _lines(entries))
-
-    def add_progress(self, entries: Iterable[Mapping[str, Any]]) -> None:
-        """Add lines to progress.jsonl, all or none."""
-        with (self.folder / "progress.jsonl").open("ab") as file:
-            size = file.tell()
-            try:
-                file.write(_lines(entries).encode())
-                file.flush()
-            except OSError:
-                with contextlib.suppress(OSError):
-                    file.truncate(size)
-                raise
-
-    def losses(self) -> list[float]:
-        """The losses of the last run, step by step."""
-        losses = []
-        try:
-            for line in (self.folder / "progress.jsonl").read_text(encoding="utf-8").splitlines():
-                entry = json.loads(line)
-                losses += [float(entry["loss"])] if "loss" in entry else []
-        except (OSError, ValueError, TypeError, OverflowError, RecursionError):
-            return []
-        return losses
-
     def finished(self, key: str, steps: int, lora_files: list[Path]) -> dict[str, Any] | None:
-        """The record of a finished run with this key and so many steps whose LoRA files are still those it wrote."""
+        """The record of a run with this key that ended after so many steps, its LoRA files being still its own."""
         record = self.record()
-        if record.get("key") != key or record.get("status") != "finished" or record.get("steps") != steps:
+        if record.get("key") != key or record.get("status") not in ENDED or record.get("steps") != steps:
             return None
         return record if all(kept_part(record, file) for file in lora_files) else None
 
@@ -115,6 +93,11 @@ class RunFolder:
         """Where the copy of this step goes."""
         name = "-".join(filter(None, (expert, f"step-{step:06d}")))
         return self.folder / "checkpoints" / f"{name}.safetensors"
+
+    def preview(self, step: int, expert: str, number: int) -> Path:
+        """Where the clip goes that shows prompt `number` after this step."""
+        name = "-".join(filter(None, (expert, f"step-{step:06d}", str(number))))
+        return self.folder / "previews" / f"{name}.mp4"
 
     def resume(self, key: str) -> Path:
         """Where the resume points of the run with this key go."""
@@ -127,8 +110,16 @@ class RunFolder:
 
     def remove_leftovers(self) -> None:
         """Delete what killed processes left half written."""
-        for folder in (self.folder, self.folder / "checkpoints", self.folder / "replaced"):
+        for folder in (self.folder, *(self.folder / name for name in ("checkpoints", "previews", "replaced"))):
             remove_leftovers(folder)
+
+    def put_previews_aside(self, key: str) -> None:
+        """Move the previews of the run with this key, which another one follows, to replaced/."""
+        kept = self.folder / "replaced" / f"previews-{key[:8]}"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(kept, ignore_errors=True)
+        with contextlib.suppress(FileNotFoundError):
+            (self.folder / "previews").rename(kept)
 
     def keep_replaced(self, lora_file: Path) -> None:
         """Copy a LoRA that is about to be replaced by another run's to replaced/. Raises like `whole_file`."""
@@ -137,6 +128,16 @@ class RunFolder:
         kept.parent.mkdir(parents=True, exist_ok=True)
         with lora_file.open("rb") as source, whole_file(kept) as copy:
             shutil.copyfileobj(source, copy)
+
+
+def list_previews(run_folder: Path) -> list[dict[str, Any]]:
+    """`step`, `expert`, `number` and `path` of every preview of a run, in order of experts, steps and numbers."""
+    found = ((PREVIEW_NAME.fullmatch(path.name), path) for path in run_folder.glob("previews/*.mp4"))
+    previews = [
+        {"step": int(name["step"]), "expert": name["expert"] or "", "number": int(name["number"]), "path": path}
+        for name, path in found if name
+    ]
+    return sorted(previews, key=lambda each: (each["expert"], each["step"], each["number"]))
 
 
 def kept_part(record: Mapping[str, Any], lora_file: Path) -> dict[str, Any] | None:
@@ -149,7 +150,3 @@ def kept_part(record: Mapping[str, Any], lora_file: Path) -> dict[str, Any] | No
     if not isinstance(steps, int) or not isinstance(report, list):
         return None
     return {"steps": steps, "report": [str(line) for line in report]}
-
-
-def _lines(entries: Iterable[Mapping[str, Any]]) -> str:
-    return "".join(json.dumps(entry) + "\n" for entry in entries)

@@ -26,6 +26,7 @@ from .listener import Listener, Progress
 from .loop import RunState
 from .lora_header import lora_header
 from .optimizers import Stepper
+from .progress_file import ProgressFile
 from .resume import ResumeFolder, ResumePoint, keep_last_runs
 from .run_facts import Facts, changes, run_key
 from .run_folder import RunFolder, kept_part
@@ -62,6 +63,8 @@ class Part:
     base: BaseModel
     config: RunConfig
     lora_folder: Path
+    before: int = 0
+    """Steps that were asked for in the parts before it."""
 
     @property
     def lora_file(self) -> Path:
@@ -108,11 +111,10 @@ class RunOutput:
         self._started = self._written_at = self._point_at = time.monotonic()
         self._before: list[float] = []
         """Losses of the parts that are done."""
-        self._losses_written = self._judgements_written = self._went_on = self._begun = 0
+        self._progress = ProgressFile(places.run_folder)
+        self._went_on = self._begun = 0
         self._point_step: int | None = None
         """Step of the last resume point."""
-        self._past: list[dict[str, Any]] = []
-        """Lines of progress.jsonl of the parts that are done."""
         self._lines: list[str] = []
         self._parts: dict[str, Any] = {}
         self._now: Training | None = None
@@ -134,15 +136,18 @@ class RunOutput:
         elif record:
             different = changes(record.get("facts") if isinstance(record.get("facts"), dict) else {}, self._facts)
             self.note([f"A new run, other than the last one of this name: {'; '.join(different)}"])
+            self._folder.put_previews_aside(str(record.get("key")))
         self._record("running")
 
     def kept(self, part: Part) -> dict[str, Tensor] | None:
         """The LoRA of a part that an earlier start of this run has finished, None where none has."""
         kept = kept_part({"parts": self._parts}, part.lora_file)
-        point, _ = self.points(part).newest(part.config.steps)
-        if kept is None or point is None or not kept["steps"] == point.state.step == part.config.steps:
+        if kept is None or kept["steps"] != part.config.last_step:
             return None
-        self._past += _entries(point.state, len(self._before), part.base.expert)
+        point, _ = self.points(part).newest(kept["steps"])
+        if point is None or point.state.step != kept["steps"]:
+            return None
+        self._progress.done(point.state, part.before, part.base.expert)
         self._before += point.state.losses
         self._went_on += point.state.step
         self.note([f"{part.lora_file.name} was finished already", *kept["report"]])
@@ -152,22 +157,24 @@ class RunOutput:
         """The resume points of a part."""
         return ResumeFolder(self._folder.resume(self._key), part.base.expert)
 
+    def preview(self, part: Part, step: int, number: int) -> Path:
+        """Where a preview of a part goes."""
+        return self._folder.preview(step, part.base.expert, number)
+
     def begin_part(self, now: Training) -> None:
         """From here on steps belong to this LoRA. Makes a resume point: what cannot be saved is known at once."""
         self._now, self._begun = now, now.state.step
         self._went_on += self._begun
         self._point_step = self._begun or None  # a run that goes on has read the point that it goes on from
-        self._folder.start_progress([*self._past, *self._new_entries()])
-        self._count_written()
+        self._progress.begin(now.state, now.part.before, now.part.base.expert)
         self._save_point()
 
     def end_part(self) -> None:
         """Let go of the adapter and its optimizer, which hold memory of the device."""
         if self._now:
-            state = self._now.state
-            self._past += _entries(state, len(self._before), self._now.part.base.expert)
+            part, state = self._now.part, self._now.state
+            self._progress.done(state, part.before, part.base.expert)
             self._before += state.losses
-            self._losses_written = self._judgements_written = 0
         self._now = None
 
     def note(self, lines: Sequence[str]) -> None:
@@ -197,8 +204,14 @@ class RunOutput:
         self._write_lora(file, self._patiently)
 
     def save(self) -> dict[str, Tensor]:
-        """Write the LoRA in its place and a resume point, waiting for room where there is none; the LoRA's tensors."""
+        """Write the LoRA in its place and a resume point, waiting for room where there is none; the LoRA's tensors.
+
+        Where the run pauses, a copy of the LoRA of this step as well.
+        """
         self._save_point()
+        part, step = self._now.part, self._now.state.step
+        if step == part.config.last_step < part.config.steps:
+            self._write_lora(self._folder.checkpoint(step, part.base.expert), self._patiently)
         return self._save_lora(self._patiently)
 
     def stopped(self, reason: BaseException, rewind: Callable[[], None]) -> None:
@@ -243,17 +256,19 @@ class RunOutput:
         """Record the end and return the report."""
         seconds, steps = time.monotonic() - self._started, len(self.losses)
         made = steps - self._went_on
+        paused = f" of {self._config.steps}, paused" if steps < self._config.steps else ""
         went_on = f", {made} of them now after going on from step {self._went_on}" if self._went_on else ""
         report = "\n".join(
             [
-                f"{self._config.name}: {steps} steps{went_on} on {self._base.title}, "
+                f"{self._config.name}: {steps} steps{paused}{went_on} on {self._base.title}, "
                 f"{len(self._training_set.samples)} clips, {seconds / 60:.1f} minutes, {seconds / max(1, made):.2f} s "
                 "a step with loading and saving",
                 *self._left_out(),
                 *self._lines,
             ]
         )
-        self._patiently(lambda: self._record("finished", report=report), self._folder.folder, len(report))
+        status = "finished" if steps >= self._config.steps else "paused"
+        self._patiently(lambda: self._record(status, report=report), self._folder.folder, len(report))
         self._folder.write_report(report)
         return report
 
@@ -296,35 +311,39 @@ class RunOutput:
 
     def _keep_all(self) -> None:
         """The resume point and the LoRA in their places, without waiting; each in a spare one where that fails."""
-        points, point = self.points(self._now.part), self._now.point()
-        failed = None
-        for save, file in (
-            (lambda: points.add(point), points.path(point.state.step)),
-            (lambda: self._save_lora(_at_once), self._now.part.lora_file),
-        ):
-            try:
-                save()
-            except OSError as error:
-                failed = error
-                is_point = file.parent == points.folder
-                where = self._save_elsewhere(file, point if is_point else None)
-                told = f"{error} It is in {where} instead." if where else str(error)
-                if where and is_point:
-                    told += f" To go on from there, move it to {file}."
-                log.error("%s", told)
-                self._listener.report(Progress(phase=told, done=0, total=1))
-        if failed:
-            raise failed
+        points, point, lora = self.points(self._now.part), self._now.point(), self._now.part.lora_file
+        path = points.path(point.state.step)
+        failed = [
+            self._keep(
+                lambda: points.add(point), point.write, f"{self._config.name}-{path.name}",
+                f" To go on from there, move it to {path}.",
+            ),
+            self._keep(lambda: self._save_lora(_at_once), lambda spare: self._write_lora(spare, _at_once), lora.name),
+        ]
+        for error in filter(None, failed):
+            raise error
 
-    def _save_elsewhere(self, file: Path, point: ResumePoint | None) -> Path | None:
-        """Write a file, under a name that is free, into the first spare folder that takes it; where it is then."""
-        for folder in self._places.spare:
-            path = folder / f"{self._config.name}-{file.name}" if point else folder / file.name
-            if path.exists():
-                continue
+    def _keep(
+        self, save: Callable[[], Any], write: Callable[[Path], Any], name: str, more: str = ""
+    ) -> OSError | None:
+        """Save something; what fails is written under `name` to a spare place, and said, with `more`."""
+        try:
+            save()
+        except OSError as error:
+            where = self._written_elsewhere(write, name)
+            told = f"{error} It is in {where} instead.{more}" if where else str(error)
+            log.error("%s", told)
+            self._listener.report(Progress(phase=told, done=0, total=1))
+            return error
+        return None
+
+    def _written_elsewhere(self, write: Callable[[Path], Any], name: str) -> Path | None:
+        """Write a file, where its name is free, into the first spare folder that takes it; where it is then."""
+        for path in (folder / name for folder in self._places.spare):
             try:
-                point.write(path) if point else self._write_lora(path, _at_once)
-                return path
+                if not path.exists():
+                    write(path)
+                    return path
             except OSError as error:
                 log.warning("%s", error)
         return None
@@ -344,24 +363,9 @@ class RunOutput:
     def _patiently(self, write: Callable[[], None], folder: Path, size: int) -> None:
         wait_for_room(write, folder, size, self._listener)
 
-    def _new_entries(self) -> list[dict[str, Any]]:
-        """Lines of progress.jsonl that are not written yet."""
-        return _entries(
-            self._now.state, len(self._before), self._now.part.base.expert,
-            losses=self._losses_written, judgements=self._judgements_written,
-        )
-
     def _write_progress(self) -> None:
-        """What is not written now, on a full disk, is written the next time."""
         self._written_at = time.monotonic()
-        try:
-            self._folder.add_progress(self._new_entries())
-            self._count_written()
-        except OSError as error:
-            log.warning("progress.jsonl could not be written: %s", error)
-
-    def _count_written(self) -> None:
-        self._losses_written, self._judgements_written = len(self._now.state.losses), len(self._now.state.judged)
+        self._progress.add(self._now.state, self._now.part.before, self._now.part.base.expert)
 
     def _record(self, status: str, **more: object) -> None:
         self._folder.write_record(
@@ -398,16 +402,6 @@ Saving = Callable[[Callable[[], None], Path, int], None]
 
 def _at_once(write: Callable[[], None], folder: Path, size: int) -> None:
     write()
-
-
-def _entries(
-    state: RunState, before: int, expert: str, *, losses: int = 0, judgements: int = 0
-) -> list[dict[str, Any]]:
-    """Lines of progress.jsonl for the losses and judgements after the first so many, `before` steps of other parts."""
-    of_expert = {"expert": expert} if expert else {}
-    lines = [{"step": before + step, "loss": loss} for step, loss in enumerate(state.losses[losses:], losses + 1)]
-    lines += [{**each.entry(), "step": before + each.step, **of_expert} for each in state.judged[judgements:]]
-    return sorted(lines, key=lambda line: (line["step"], "held_out" in line))
 
 
 def _optimizer_words(config: RunConfig) -> str:

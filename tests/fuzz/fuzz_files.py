@@ -230,7 +230,6 @@ def records(data: bytes, place: Path) -> Work:
         told = run_facts.changes(facts if isinstance(facts, dict) else {}, FACTS)
         assert len("".join(told).encode()) < 4000
         json.dumps(run_curve.read_curve(place).as_dict(), allow_nan=False).encode()
-        assert all(isinstance(loss, float) for loss in folder.losses())
         folder.finished("key", 1, [place / "x.safetensors"])
         shot_record.read_record(place)
         captioning._read_record(place)

@@ -15,7 +15,8 @@ def write_run(path, losses, *, steps, experts=("",), more=()):
         "status": "stopped", "settings": {"steps": steps, "recipe": {"high_noise_share": 0.25}},
         "facts": {"base": [["id", expert] for expert in experts]},
     })
-    folder.start_progress([*({"step": step, "loss": loss} for step, loss in enumerate(losses, 1)), *more])
+    lines = [*({"step": step, "loss": loss} for step, loss in enumerate(losses, 1)), *more]
+    (path / "progress.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
 @pytest.mark.parametrize("count", [1, 499, 500, 501, 1999, 2000, 30_000])

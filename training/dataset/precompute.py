@@ -77,15 +77,16 @@ def prepare(
     frames: int,
     cut: CutConfig | None = None,
     recipe: RecipeConfig | None = None,
+    prompts: Sequence[str] = (),
     cache: FeatureCache,
     device: torch.device | None = None,
     listener: Listener | None = None,
 ) -> Prepared:
     """Every clip cut as `cut` says to about width x height and `frames` frames at the model's rate, encoded, cached.
 
-    Captions first, in the orders that `recipe` shuffles them to, then clips one at a time; what the cache has is not
-    encoded again. Clips that cannot be used are left out, with the reason in the report. Frozen parts of the model that
-    captions go through run on `device` (CPU).
+    Captions first, in the orders that `recipe` shuffles them to, and the `prompts` of previews, then clips one at a
+    time; what the cache has is not encoded again. Clips that cannot be used are left out, with the reason in the
+    report. Frozen parts of the model that captions go through run on `device` (CPU).
     Raises ValueError where the model cannot take this size or length, no clip is left, there is neither a caption nor a
     trigger word, an encoder is another model's or gives numbers that are not finite; OSError where the cache cannot be
     written.
@@ -100,7 +101,7 @@ def prepare(
     left_out: list[LeftOut] = []
     plans = _plan_all(job, clips.clips, left_out)
     _check_some(plans, left_out)
-    texts = _texts(work, plans)
+    texts = _texts(work, plans, prompts)
     encoded_captions = _encode_captions(job, texts)
     plans, encoded_clips = _encode_clips(job, plans, left_out)
     _check_some(plans, left_out)
@@ -110,6 +111,7 @@ def prepare(
         trigger=clips.trigger, width=width, height=height, frames=max(size.frames for size in work.sizes),
         fps=base.grid.fps, shuffle=recipe.caption_shuffle,
         orders=0 if recipe.caption_shuffle == "off" else recipe.caption_orders,
+        prompts=tuple(Caption(text=text, features=cache.path(work.caption_key(text))) for text in prompts),
     )
     folders = ", ".join(map(str, (clips.folder, *clips.joined)))
     sizes = ", ".join(map(str, work.sizes))
@@ -159,12 +161,14 @@ def _check_some(plans: list[Plan], left_out: list[LeftOut]) -> None:
         raise ValueError(f"None of the clips can be used: {reasons}.")
 
 
-def _texts(work: Work, plans: Sequence[Plan]) -> dict[str, tuple[str, str]]:
+def _texts(work: Work, plans: Sequence[Plan], prompts: Sequence[str]) -> dict[str, tuple[str, str]]:
     """By key every text that is needed and what it is, the empty caption last."""
     texts: dict[str, tuple[str, str]] = {}
     for plan in plans:
         for text in itertools.chain.from_iterable(plan.texts):
             texts.setdefault(work.caption_key(text), (text, f"caption of {plan.clip.name}"))
+    for number, text in enumerate(prompts, 1):
+        texts.setdefault(work.caption_key(text), (text, f"preview prompt {number}"))
     texts.setdefault(work.caption_key(""), ("", "the empty caption"))
     return texts
 

@@ -70,6 +70,8 @@ class TrainingSet:
     frames: int
     """Longest sample, in frames; a sample may have fewer."""
     fps: float
+    prompts: tuple[Caption, ...] = ()
+    """What previews show; no part of what is learnt."""
     shuffle: str = "off"
     """By what parts captions were shuffled, as `RecipeConfig.caption_shuffle`."""
     orders: int = 0

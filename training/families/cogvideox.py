@@ -95,7 +95,7 @@ class CogVideoX(ModelFamily):
             text_width=config["text_embed_dim"],
             # 45 frames of 1.5 make 12 latent frames: an even number, so that none is added (see `collate`).
             defaults=Defaults(width=720, height=480, frames=45 if newer else 49, shift=1.0, rank=64,
-                              learning_rate=1e-4, steps=2000),
+                              learning_rate=1e-4, steps=2000, guidance=6.0),
             identity=identity(header), caption_form="CogVideoX T5-XXL",
             form=f"CogVideoX video x {scale:.8g}" + f", first frame x {image_scale:.8g}" * takes_image,
         )
@@ -145,6 +145,9 @@ class CogVideoX(ModelFamily):
                     f"tokens, {base.text_width}): load t5xxl with type cogvideox."
                 )
             yield {"text": text[:TEXT_TOKENS].contiguous()}
+
+    def decodable(self, base: BaseModel, video: Tensor) -> Tensor:
+        return video / latent_scales(base.config)[0]
 
     def collate(self, base: BaseModel, samples: Sequence[Features]) -> tuple[Streams, Features]:
         """As `ModelFamily.collate`. CogVideoX 1.5 takes latent frames in twos: an odd clip's first one is doubled.

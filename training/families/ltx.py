@@ -7,6 +7,7 @@ T P Q clip frames, height and width in pixels, L text tokens, D text width.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -62,7 +63,8 @@ ASSUMED = {
 GRID = Grid(fps=25, time_stride=8, space_stride=32, size_multiple=32, channels=128)
 
 DEFAULTS = Defaults(
-    width=768, height=512, frames=49, shift=1.0, rank=32, learning_rate=1e-4, steps=2000, first_frame=0.5
+    width=768, height=512, frames=49, shift=1.0, rank=32, learning_rate=1e-4, steps=2000, first_frame=0.5,
+    sampler_shift=math.exp(2.37), guidance=3.0,
 )
 """Between the recipes of finetrainers, diffusion-pipe and Lightricks' trainer for the models that came after."""
 

@@ -83,7 +83,8 @@ SOUND_CHANNELS, SOUND_BINS, SOUND_STEPS = 8, 16, 25  # latent channels, mel bins
 
 GRID = Grid(fps=24.0, time_stride=8, space_stride=32, size_multiple=32, channels=128)
 DEFAULTS = Defaults(
-    width=768, height=512, frames=49, shift=1.0, rank=32, learning_rate=1e-4, steps=2000, first_frame=0.5
+    width=768, height=512, frames=49, shift=1.0, rank=32, learning_rate=1e-4, steps=2000, first_frame=0.5,
+    sampler_shift=math.exp(2.37), guidance=4.0,
 )
 
 PARTS = ("to_q", "to_k", "to_v", "to_out.0")

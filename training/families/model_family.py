@@ -48,6 +48,16 @@ class ClipEncoder(Protocol):
         """Frames (T, P, Q, 3), float in 0..1, to the latents (C, F, H, W) as the host gives them."""
 
 
+class ClipDecoder(Protocol):
+    """The same VAE the other way."""
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (C, F, H, W) on the CPU, as `ClipEncoder` gives them, to frames (T, P, Q, 3) in 0..1 on the CPU."""
+
+    def decode_sound(self, latents: Tensor) -> tuple[Tensor, int] | None:
+        """Sound latents (C, T, bins) to a waveform (2, N) in -1..1 and its samples a second; None where it cannot."""
+
+
 class CaptionEncoder(Protocol):
     """A text encoder as the engine sees it. `identity` changes whenever the weights do."""
 
@@ -150,6 +160,10 @@ class Defaults:
     steps: int
     first_frame: float = 0.0
     """Share of the clips whose first frame is given clean, so that the model learns to go on from an image."""
+    sampler_shift: float = 1.0
+    """Timestep shift of ComfyUI's samplers where no node sets another (0.33, comfy/supported_models.py)."""
+    guidance: float = 5.0
+    """Classifier-free guidance of ComfyUI's own workflow for the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -278,6 +292,10 @@ class ModelFamily(ABC):
 
         Raises ValueError, with the shape that came and the one expected, where the encoder is another model's.
         """
+
+    def decodable(self, base: BaseModel, video: Tensor) -> Tensor:
+        """`video` latents (C, F, H, W) of `prepare_clip` as the encoder gave them, which is how it decodes them."""
+        return video
 
     @abstractmethod
     def collate(self, base: BaseModel, samples: Sequence[Features]) -> tuple[Streams, Features]:

@@ -135,7 +135,10 @@ LATENTS_22 = Latents(
 
 LATENTS = {latents.grid.channels: latents for latents in (LATENTS_21, LATENTS_22)}
 
-DEFAULTS = Defaults(width=832, height=480, frames=49, shift=3.0, rank=32, learning_rate=1e-4, steps=2000)
+DEFAULTS = Defaults(
+    width=832, height=480, frames=49, shift=3.0, rank=32, learning_rate=1e-4, steps=2000, sampler_shift=8.0,
+    guidance=6.0,
+)
 """Where the recipes of musubi-tuner, diffusion-pipe, ai-toolkit and finetrainers agree most."""
 SHIFT_22 = 5.0
 
@@ -168,11 +171,13 @@ KINDS = {
     "FLF2V": Kind(title="2.1 FLF2V", channels=(36, 16), shown=(0, -1), sees=True),
     "2.2 I2V": Kind(
         title="2.2 I2V", channels=(36, 16), shown=(0,), boundary=0.9, one_of_two=True,
-        defaults=dataclasses.replace(DEFAULTS, shift=SHIFT_22),
+        defaults=dataclasses.replace(DEFAULTS, shift=SHIFT_22, guidance=3.5),
     ),
     "TI2V": Kind(
         title="2.2 TI2V", channels=(48, 48),
-        defaults=dataclasses.replace(DEFAULTS, width=1280, height=704, shift=SHIFT_22, first_frame=0.5),
+        defaults=dataclasses.replace(
+            DEFAULTS, width=1280, height=704, shift=SHIFT_22, first_frame=0.5, guidance=5.0
+        ),
     ),
 }
 TRAINABLE = "T2V, I2V, FLF2V and TI2V"
@@ -283,6 +288,10 @@ class Wan(ModelFamily):
                 log.warning("a caption has %d tokens, %s reads the first %d: %.60s", tokens, base.title,
                             base.text_tokens, caption)
             yield {"text": text[:tokens].contiguous()}
+
+    def decodable(self, base: BaseModel, video: Tensor) -> Tensor:
+        mean, std = _statistics(base)
+        return video * std + mean
 
     def collate(self, base: BaseModel, samples: Sequence[Features]) -> tuple[Streams, Features]:
         """As `ModelFamily.collate`. Captions longer than 512 tokens stay whole, as in ComfyUI, unless an image is seen:
@@ -466,9 +475,15 @@ def _latents(base: BaseModel, frames: Tensor, vae: ClipEncoder) -> Tensor:
     latents = vae.encode(frames)
     count, height, width, _ = frames.shape
     _check_latents(base, tuple(latents.shape), width, height, count)
+    mean, std = _statistics(base)
+    return ((latents.detach().to("cpu", torch.float32) - mean) / std).contiguous()
+
+
+def _statistics(base: BaseModel) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the VAE's latents, each (C, 1, 1, 1)."""
     known = LATENTS[base.grid.channels]
     mean, std = (torch.tensor(values).view(-1, 1, 1, 1) for values in (known.mean, known.std))
-    return ((latents.detach().to("cpu", torch.float32) - mean) / std).contiguous()
+    return mean, std
 
 
 def _condition(base: BaseModel, frames: Tensor, shown: tuple[int, ...], vae: ClipEncoder) -> Tensor:
