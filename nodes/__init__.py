@@ -7,13 +7,15 @@ from .base_model import ChooseBaseModel
 from .captions import CaptionClips, CaptionerClip, CaptionerLocal, CaptionerService
 from .clean_cache import CleanCache
 from .clips import LoadClips
+from .compare import CompareLora
 from .lora_info import InspectLora
 from .memory_settings import MemorySettings
 from .prepare import Prepare
+from .preview_settings import PreviewSettings
 from .recipe_settings import RecipeSettings
 from .scenes import SplitScenes
 from .stack import StackLoras
-from .train import Train
+from .train import ContinueTraining, Train
 
 NODES: tuple[type[io.ComfyNode], ...] = (
     SplitScenes,
@@ -27,8 +29,11 @@ NODES: tuple[type[io.ComfyNode], ...] = (
     AdapterSettings,
     RecipeSettings,
     MemorySettings,
+    PreviewSettings,
     Train,
+    ContinueTraining,
     StackLoras,
+    CompareLora,
     InspectLora,
     CleanCache,
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,29 +19,39 @@ NEAR = 1e-4
 """Levels this near to each other, relatively, are one: samplers compute them anew."""
 
 
+def always(_: float) -> float:
+    return 1.0
+
+
 @dataclass(frozen=True, kw_only=True)
 class LowRank:
-    """One LoRA on one linear layer, acting from share `start` of the sampling steps until before `end`."""
+    """One LoRA on one linear layer."""
 
     down: Tensor
     """(R, in)"""
     up: Tensor
     """(out, R)"""
     scale: float
-    start: float = 0.0
-    end: float = 1.0
-
-    def acts_at(self, share: float) -> bool:
-        return self.start <= share < self.end
+    factor_at: Callable[[float], float] = always
+    """What it is multiplied by once a share of the sampling steps, 0 until before 1, is done."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ready:
-    """The sum of the LoRAs that act on one layer now, as one pair of matrices where it is computed."""
+    """The LoRAs that act on one layer now, as one pair of matrices where it is computed."""
 
     acting: tuple[int, ...]
+    ranks: tuple[int, ...]
     down: Tensor
     up: Tensor
+
+    def of(self, x: Tensor, factors: Sequence[float]) -> Tensor:
+        """What they add to the layer's answer to x, each times its factor."""
+        inner = F.linear(x, self.down)
+        if any(factor != 1 for factor in factors):
+            parts = zip(inner.split(self.ranks, dim=-1), factors, strict=True)
+            inner = torch.cat([part * factor for part, factor in parts], dim=-1)
+        return F.linear(inner, self.up)
 
 
 def summed(loras: Sequence[LowRank]) -> tuple[Tensor, Tensor]:
@@ -90,16 +100,17 @@ class BesideWeights:
     def _on_layers(self, model: nn.Module, share: float) -> Iterator[None]:
         with contextlib.ExitStack() as taken_off:
             for name, loras in self._layers.items():
-                acting = tuple(number for number, lora in enumerate(loras) if lora.acts_at(share))
-                if acting:
-                    hook = model.get_submodule(name).register_forward_hook(self._adding(name, acting))
+                factors = {number: factor for number, lora in enumerate(loras) if (factor := lora.factor_at(share))}
+                if factors:
+                    hook = model.get_submodule(name).register_forward_hook(self._adding(name, factors))
                     taken_off.callback(hook.remove)
             yield
 
-    def _adding(self, name: str, acting: tuple[int, ...]) -> Any:
+    def _adding(self, name: str, factors: Mapping[int, float]) -> Any:
+        acting, times = tuple(factors), tuple(factors.values())
+
         def add(_: nn.Module, given: tuple[Tensor, ...], answer: Tensor) -> Tensor:
-            ready = self._ready_for(name, acting, given[0])
-            return answer + F.linear(F.linear(given[0], ready.down), ready.up).to(answer.dtype)
+            return answer + self._ready_for(name, acting, given[0]).of(given[0], times).to(answer.dtype)
 
         return add
 
@@ -107,8 +118,10 @@ class BesideWeights:
         key = (name, x.device, x.dtype)
         ready = self._ready.get(key)
         if ready is None or ready.acting != acting:
-            down, up = summed([self._layers[name][number] for number in acting])
-            ready = self._ready[key] = Ready(acting=acting, down=down.to(x), up=up.to(x))
+            loras = [self._layers[name][number] for number in acting]
+            down, up = summed(loras)
+            ranks = tuple(lora.down.shape[0] for lora in loras)
+            ready = self._ready[key] = Ready(acting=acting, ranks=ranks, down=down.to(x), up=up.to(x))
         return ready
 
 

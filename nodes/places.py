@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import uuid
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -136,6 +137,12 @@ def run_folder(name: str) -> Path:
     return Path(runs) / name
 
 
+def shown_output(path: Path) -> dict[str, str]:
+    """A file in the output folder as ComfyUI's own route /view is asked for it."""
+    folder = os.path.relpath(path.parent, folder_paths.get_output_directory()).replace(os.sep, "/")
+    return {"filename": path.name, "subfolder": folder, "type": "output"}
+
+
 def spare_folders() -> tuple[Path, ...]:
     """Where a LoRA may be kept if the disk of its own folder is full: other LoRA folders, those of the user."""
     others = [*folder_paths.get_folder_paths("loras"), folder_paths.get_user_directory(),
@@ -146,6 +153,13 @@ def spare_folders() -> tuple[Path, ...]:
 def feature_folder() -> Path:
     """Where features of clips and captions are kept. Raises OSError where it cannot be written."""
     return _first_writable([os.path.join(folder_paths.get_output_directory(), SUBFOLDER, "_features")], "folder")
+
+
+def temporary_video() -> Path:
+    """A new file name for a video that is only shown; ComfyUI empties that folder when it starts."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / f"video_lora_{uuid.uuid4().hex}.mp4"
 
 
 def stamp(path: Path) -> str:

@@ -59,6 +59,16 @@ class Prepare(io.ComfyNode):
                     optional=True,
                     tooltip="From Recipe Settings, only where captions are shuffled: their orders are encoded here.",
                 ),
+                io.String.Input(
+                    "preview_prompts",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    advanced=True,
+                    display_name="Preview prompts",
+                    tooltip="What Train LoRA shows while it trains, one prompt a line. Empty: the first captions of "
+                    "the clips.",
+                ),
             ],
             outputs=[
                 TrainingSetSocket.Output("training_set", tooltip="What Train learns from."),
@@ -82,7 +92,7 @@ class Prepare(io.ComfyNode):
     @classmethod
     def execute(
         cls, clips, base: BaseChoice, vae, clip, width, height, frames, clip_vision=None, audio_vae=None, recipe=None,
-        **settings,
+        preview_prompts="", **settings,
     ) -> io.NodeOutput:
         cut = cut_of(settings)
         width, height, frames = check_size(base, width, height, frames, cut)
@@ -101,6 +111,7 @@ class Prepare(io.ComfyNode):
             frames=frames,
             cut=cut,
             recipe=recipe,
+            prompts=[line.strip() for line in preview_prompts.splitlines() if line.strip()],
             cache=training.FeatureCache(places.feature_folder()),
             device=model_management.get_torch_device(),
             listener=NodeListener(cls.hidden.unique_id),

@@ -55,8 +55,8 @@ class RunListener(NodeListener):
     """The same for a run, which every browser may watch; it is among `running` within `with`.
 
     Browsers are told the steps since they were told last: `{"run", "node", "phase", "step", "total", "expert", "first",
-    "losses", "seconds_left", "seconds_per_step", "memory"}`, and at the end `{"run", "node", "ended"}`. Who comes later
-    asks for the curve: from step `first` on it is in `losses`, the rest is on disk.
+    "losses", "seconds_left", "seconds_per_step", "memory", "preview"}`, and at the end `{"run", "node", "ended"}`. Who
+    comes later asks for the curve: from step `first` on it is in `losses`, the rest is on disk.
     """
 
     def __init__(self, node_id: str | None, config: training.RunConfig):
@@ -69,6 +69,8 @@ class RunListener(NodeListener):
         self._memory: dict[str, Any] | None = None
         self._looked = -SECONDS_BETWEEN_LOOKS
         self._expert, self._seconds_left, self._pace = "", None, None
+        self._preview = ""
+        """File name of the last clip that was made."""
         self.now = self._figures("Starting")
 
     def __enter__(self) -> RunListener:
@@ -88,6 +90,8 @@ class RunListener(NodeListener):
         """Keep the loss, which is told sooner or later; the rest as on every node."""
         if progress.loss is not None:
             self._keep(progress.loss, progress)
+        if progress.preview is not None:
+            self._preview, self._phase = progress.preview.name, ""  # and tell it at once
         super().report(progress)
 
     def _keep(self, loss: float, progress: training.Progress) -> None:
@@ -118,7 +122,7 @@ class RunListener(NodeListener):
         return {
             "run": self.name, "node": self.node_id, "phase": phase, "step": self.step, "total": self.total,
             "expert": self._expert, "seconds_left": self._seconds_left, "seconds_per_step": self._pace,
-            "memory": self._memory,
+            "memory": self._memory, "preview": self._preview,
         }
 
     def _timed(self) -> float | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any
 
 STRONGEST = 10.0
@@ -13,7 +14,11 @@ LONGEST = 100_000
 LONGEST_BLOCKS = 1000
 MOST_BLOCKS = 1000
 """Block numbers lie below."""
+LONGEST_CURVE = 1000
+MOST_POINTS = 32
 BLOCKS = re.compile(r"(?:(?P<others>\*)|(?P<first>[0-9]{1,4})(?:\s*-\s*(?P<last>[0-9]{1,4}))?)\s*:\s*(?P<weight>\S+)")
+NUMBER = r"[-+]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:e[-+]?[0-9]{1,3})?"
+POINT = re.compile(rf"(?P<place>{NUMBER})\s*:\s*(?P<factor>{NUMBER})", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +36,23 @@ class BlockWeights:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Curve:
+    """What the strength is multiplied by over the sampling steps: straight lines between points, level beyond them."""
+
+    points: tuple[tuple[float, float], ...] = ()
+    """Place, a share of the sampling steps from 0 to 1, and factor; the places rise. Without a point it is 1."""
+
+    def at(self, share: float) -> float:
+        """The factor once this share of the steps is done."""
+        if not self.points:
+            return 1.0
+        for (place, factor), (next_place, next_factor) in pairwise(self.points):
+            if place <= share < next_place:
+                return factor + (next_factor - factor) * (share - place) / (next_place - place)
+        return self.points[0 if share < self.points[0][0] else -1][1]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One LoRA: file name as in ComfyUI's lists, its strengths, where in the model and when in sampling it acts."""
 
@@ -45,11 +67,26 @@ class Row:
     start: float = 0.0
     end: float = 1.0
     """From and to which share of the sampling steps it acts, 0 to 1."""
+    curve: Curve = Curve()
 
     @property
     def applies(self) -> bool:
         """Whether the row changes anything."""
         return self.on and any((self.strength, self.strength_low, self.audio))
+
+    def times(self, factor: float) -> Row:
+        """The same LoRA at all its strengths times a factor."""
+        low, audio = self.strength_low * factor, self.audio * factor
+        return replace(self, strength=self.strength * factor, strength_low=low, audio=audio)
+
+    @property
+    def steady(self) -> bool:
+        """Whether it acts alike at all steps."""
+        return (self.start, self.end) == (0, 1) and not self.curve.points
+
+    def factor_at(self, share: float) -> float:
+        """What its strengths are multiplied by once this share of the sampling steps is done, 0 until before 1."""
+        return self.curve.at(share) if self.start <= share < self.end else 0.0
 
 
 FIELDS = tuple(Row.__dataclass_fields__)
@@ -101,7 +138,9 @@ def _parse_row(row: Any, where: str) -> Row:
     if start >= end:
         raise ValueError(f"{where}: start is {start:g} and end {end:g}; the start must come before the end.")
     blocks = parse_blocks(row.get("blocks", ""), f"{where}: blocks")
-    return Row(on=on, lora=lora, strength=strength, strength_low=low, audio=audio, blocks=blocks, start=start, end=end)
+    curve = parse_curve(row.get("curve", ""), f"{where}: curve")
+    return Row(on=on, lora=lora, strength=strength, strength_low=low, audio=audio, blocks=blocks, start=start, end=end,
+               curve=curve)
 
 
 def parse_blocks(text: Any, where: str) -> BlockWeights:
@@ -131,6 +170,31 @@ def parse_blocks(text: Any, where: str) -> BlockWeights:
             raise ValueError(f"{where}: {part[:40]!r} names a block that is named before.")
         ranges.append((first, last, weight))
     return BlockWeights(ranges=tuple(ranges), others=others or 0.0)
+
+
+def parse_curve(text: Any, where: str) -> Curve:
+    """A curve from text as `0:0, 0.3:1, 1:0.4`: at each place, a share of the sampling steps, a factor.
+
+    Empty text leaves the strength as it is. Raises ValueError where it cannot be read.
+    """
+    if not isinstance(text, str) or len(text) > LONGEST_CURVE:
+        raise ValueError(f'{where} must be text such as "0:0, 0.3:1, 1:0.4", not {str(text)[:40]!r}.')
+    if not text.strip():
+        return Curve()
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) > MOST_POINTS:
+        raise ValueError(f"{where} has {len(parts)} points; at most {MOST_POINTS} can be set.")
+    points: list[tuple[float, float]] = []
+    for part in parts:
+        found = POINT.fullmatch(part)
+        if not found:
+            raise ValueError(f'{where}: {part[:40]!r} cannot be read; write place:factor, such as "0:0, 0.3:1".')
+        place = _number(float(found["place"]), f"{where}: the place of {part[:40]!r}", 0, 1)
+        factor = _number(float(found["factor"]), f"{where}: the factor of {part[:40]!r}", -STRONGEST, STRONGEST)
+        if points and place <= points[-1][0]:
+            raise ValueError(f"{where}: {part[:40]!r} must lie after {points[-1][0]:g}; the places must rise.")
+        points.append((place, factor))
+    return Curve(points=tuple(points))
 
 
 def _float(text: str) -> float | str:

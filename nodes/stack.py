@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from comfy_api.latest import io
@@ -66,7 +67,8 @@ class StackLoras(io.ComfyNode):
                     display_name="LoRAs",
                     tooltip='One row per LoRA: [{"on": true, "lora": "name.safetensors", "strength": 0.8}]. Strength '
                     "may be negative or above 1; strength_low sets that of the low-noise model, audio that of the "
-                    'sound, blocks weights of blocks ("0-9:0.5, 31-35:1"), start and end a part of the steps (0 to 1).',
+                    'sound, blocks weights of blocks ("0-9:0.5, 31-35:1"), start and end a part of the steps (0 to 1), '
+                    'curve factors over the steps ("0:0, 0.3:1, 1:0.4").',
                 ),
                 io.String.Input(
                     "lora_name",
@@ -158,20 +160,21 @@ def triggers_of(rows: Iterable[Row]) -> list[str]:
     return list(dict.fromkeys(filter(None, (trigger_of(header) for header in headers))))
 
 
-def add_row(stacked: Stacked, row: Row) -> None:
+def add_row(stacked: Stacked, row: Row, file_of: Callable[[str], Path] = places.lora_file) -> None:
     """Put one LoRA on the model and on the low-noise model where there is one.
 
-    The file is read anew each time, so that a LoRA trained again under its name is never stale.
+    `file_of` gives the file of a name. It is read anew each time, so that a LoRA trained again under its name is never
+    stale.
     """
     if not row.applies:
         stacked.lines.append(f"{row.lora or 'Empty row'}: {'strength 0' if row.on else 'off'}, left out")
         stacked.shown.append({"lora": row.lora})
         return
-    placed, trigger = placed_on(stacked.model, row, row.lora, row.strength)
+    placed, trigger = placed_on(stacked.model, row, row.lora, row.strength, file_of)
     told, shown = told_of(placed, row, row.strength), {"lora": row.lora} | keys_of(placed)
     if stacked.model_low is not None:
         low = low_noise_partner(row.lora)
-        placed, _ = placed_on(stacked.model_low, row, low, row.strength_low)
+        placed, _ = placed_on(stacked.model_low, row, low, row.strength_low, file_of)
         told += f"; low noise: {'' if low == row.lora else f'{low}, '}{told_of(placed, row, row.strength_low)}"
         shown |= {"low": {"lora": low} | keys_of(placed)}
     stacked.triggers += [trigger] if trigger else []
@@ -184,12 +187,14 @@ def low_noise_partner(name: str) -> str:
     return low_noise_name(name, places.lora_names()) or name
 
 
-def placed_on(model: StackedModel, row: Row, name: str, strength: float) -> tuple[Placed, str]:
+def placed_on(
+    model: StackedModel, row: Row, name: str, strength: float, file_of: Callable[[str], Path]
+) -> tuple[Placed, str]:
     """Put the LoRA `name` on a model as its row says: what came of it, and its trigger words.
 
     Raises ValueError where no key of the LoRA fits the model, or it cannot act as the row says.
     """
-    lora = read_for(places.lora_file(name), model.keys)
+    lora = read_for(file_of(name), model.keys)
     try:
         found = fit(lora.tensors, model.keys)
     except ValueError as error:
@@ -220,4 +225,6 @@ def told_of(placed: Placed, row: Row, strength: float) -> str:
         parts.append("weighted by blocks")
     if (row.start, row.end) != (0, 1):
         parts.append(f"from {row.start:g} to {row.end:g} of the steps")
+    if row.curve.points:
+        parts.append("by a curve")
     return ", ".join((*parts, placed.how))

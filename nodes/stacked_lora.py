@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from comfy.weight_adapter import LoRAAdapter
 
 from .. import training
 from ..loaders.lora_file import KEY_PREFIX
-from .beside_weights import BesideWeights, LowRank, summed
+from .beside_weights import BesideWeights, LowRank, always, summed
 from .key_check import Fit, ModelKeys
 from .rows import Row
 
@@ -50,12 +51,10 @@ class StackedModel:
     def add(self, found: Fit, row: Row, strength: float, name: str) -> Placed:
         """Add a LoRA at the strengths of its row, `strength` being that of the picture on this model.
 
-        Raises ValueError where it has layers that cannot act in a part of the steps, and shall.
+        Raises ValueError where it has layers that cannot act otherwise at some steps than at others, and shall.
         """
         merged: dict[float, dict] = {}
         counts: Counter[str] = Counter()
-        span = (row.start, row.end)
-        whole_run = span == (0, 1)
         for target, patch in found.patches.items():
             place = training.layer_place(_layer_of(target).removeprefix(KEY_PREFIX))
             factor = row.audio if place.stream == "audio" else strength
@@ -63,16 +62,19 @@ class StackedModel:
             counts["sound"] += place.stream == "audio"
             if not factor:
                 continue
-            lora = None if whole_run and not self._in_few_bits(target) else self._low_rank(target, patch, factor, span)
+            lora = None
+            if not row.steady or self._in_few_bits(target):
+                lora = self._low_rank(target, patch, factor, row.factor_at)
             counts["beside" if lora else "merged"] += 1
             if lora:
                 self._beside.add(_layer_of(target), lora)
             else:
                 merged.setdefault(factor, {})[target] = patch
-        if merged and not whole_run:
+        if merged and not row.steady:
             raise ValueError(
-                f"{name} cannot act in a part of the steps: {counts['merged']} of its {len(found.patches)} layers are "
-                "not of the plain kind that can be switched on and off. Let it act in all steps, from 0 to 1."
+                f"{name} cannot act {'by a curve' if row.curve.points else 'in a part of the steps'}: "
+                f"{counts['merged']} of its {len(found.patches)} layers are not of the plain kind whose strength can "
+                "change from step to step. Let it act alike in all steps, from 0 to 1 and without a curve."
             )
         self._merged += [(patches, factor) for factor, patches in merged.items()]
         return Placed(matched=found.matched, total=found.total, merged=counts["merged"], beside=counts["beside"],
@@ -110,7 +112,9 @@ class StackedModel:
         weight = self._weights.get(target)
         return weight is not None and in_few_bits(weight)
 
-    def _low_rank(self, target: Any, patch: Any, factor: float, span: tuple[float, float] = (0, 1)) -> LowRank | None:
+    def _low_rank(
+        self, target: Any, patch: Any, factor: float, factor_at: Callable[[float], float] = always
+    ) -> LowRank | None:
         """A patch as two small matrices; None where it is not the plain LoRA of a linear layer."""
         if not isinstance(target, str) or not target.endswith(".weight") or not isinstance(patch, LoRAAdapter):
             return None
@@ -119,7 +123,7 @@ class StackedModel:
         if not hasattr(layer, "in_features") or up.ndim != 2 or down.ndim != 2 or any(o is not None for o in others):
             return None
         scale = 1.0 if alpha is None else float(alpha) / down.shape[0]
-        return LowRank(down=down, up=up, scale=factor * scale, start=span[0], end=span[1])
+        return LowRank(down=down, up=up, scale=factor * scale, factor_at=factor_at)
 
 
 def in_few_bits(weight: torch.Tensor) -> bool:

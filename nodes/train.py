@@ -1,14 +1,17 @@
-"""Train the LoRA."""
+"""Train the LoRA, at once or in chunks."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from typing import Any
 
 import comfy.model_management as model_management
 from comfy_api.latest import io, ui
 
 from .. import training
 from . import places
+from .host_encoders import HostDecoder, check_vae
 from .key_check import check_keys
 from .progress import RunListener, show_text
 from .sockets import (
@@ -19,10 +22,34 @@ from .sockets import (
     LoraModel,
     LossMap,
     Memory,
+    Preview,
     Recipe,
+    Run,
     TrainingSetSocket,
     setting_input,
 )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunRequest:
+    """What flows through VLS_RUN: all that a run is made of."""
+
+    base: BaseChoice
+    training_set: training.TrainingSet
+    config: training.RunConfig
+    decoder: training.ClipDecoder | None
+
+
+def outputs() -> list[io.Output]:
+    """What comes of training."""
+    return [
+        LoraModel.Output("lora", tooltip="The LoRA itself, for ComfyUI's Load LoRA Model and Save LoRA."),
+        LoraModel.Output("lora_low", tooltip="The second LoRA of models that come in two; empty for others."),
+        LossMap.Output("loss", tooltip="The loss of every step, for ComfyUI's Plot Loss Graph."),
+        io.String.Output("lora_name", tooltip="Name of the LoRA file, for Stack LoRAs."),
+        io.String.Output("report", tooltip="What was trained, how the loss went, what was written."),
+        Run.Output("run", tooltip="The run itself, for Continue Training."),
+    ]
 
 
 class Train(io.ComfyNode):
@@ -50,14 +77,21 @@ class Train(io.ComfyNode):
                 Adapter.Input("adapter", optional=True, tooltip="From Adapter Settings. Without it: the defaults."),
                 Recipe.Input("recipe", optional=True, tooltip="From Recipe Settings. Without it: the defaults."),
                 Memory.Input("memory", optional=True, tooltip="From Memory Settings. Without it: the defaults."),
+                io.Vae.Input(
+                    "vae",
+                    optional=True,
+                    tooltip="The VAE that is connected to Prepare. With it clips are made while it trains, shown on "
+                    "this node and kept in the run's folder.",
+                ),
+                io.Vae.Input(
+                    "audio_vae",
+                    optional=True,
+                    tooltip="The audio VAE that is connected to Prepare, to hear the clips as well (LTX-2).",
+                ),
+                Preview.Input("preview", optional=True, tooltip="From Preview Settings. Without it: the defaults."),
+                run("pause_at", advanced=True, optional=True),
             ],
-            outputs=[
-                LoraModel.Output("lora", tooltip="The LoRA itself, for ComfyUI's Load LoRA Model and Save LoRA."),
-                LoraModel.Output("lora_low", tooltip="The second LoRA of models that come in two; empty for others."),
-                LossMap.Output("loss", tooltip="The loss of every step, for ComfyUI's Plot Loss Graph."),
-                io.String.Output("lora_name", tooltip="Name of the LoRA file, for Stack LoRAs."),
-                io.String.Output("report", tooltip="What was trained, how the loss went, what was written."),
-            ],
+            outputs=outputs(),
             hidden=[io.Hidden.unique_id],
         )
 
@@ -74,41 +108,88 @@ class Train(io.ComfyNode):
     @classmethod
     def execute(
         cls, base: BaseChoice, training_set, name, steps, rank, learning_rate, seed,
-        adapter=None, recipe=None, memory=None,
+        adapter=None, recipe=None, memory=None, vae=None, audio_vae=None, preview=None, pause_at=0,
     ) -> io.NodeOutput:
-        groups = {"adapter": adapter, "recipe": recipe, "memory": memory}
+        groups = {"adapter": adapter, "recipe": recipe, "memory": memory, "preview": preview}
         config = training.RunConfig(
-            name=name, steps=steps, rank=rank, learning_rate=learning_rate, seed=seed,
+            name=name, steps=steps, rank=rank, learning_rate=learning_rate, seed=seed, pause_at=pause_at,
             **{key: value for key, value in groups.items() if value is not None},
         )
-        with RunListener(cls.hidden.unique_id, config) as listener:
-            result = run_alone(base, training_set, config, listener)
-        show_text(result.report, cls.hidden.unique_id)
-        return io.NodeOutput(
-            *[*result.loras, {}][:2], {"loss": result.losses}, places.lora_name(result.lora_files[0]), result.report,
-            ui=ui.PreviewText(result.report),
+        decoder = decoder_of(vae, audio_vae, base)
+        request = RunRequest(base=base, training_set=training_set, config=config, decoder=decoder)
+        return answer_of(request, cls.hidden.unique_id)
+
+
+class ContinueTraining(io.ComfyNode):
+    """The next chunk of a run, with whatever the graph does in between."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="VLSContinue",
+            display_name="Continue Training",
+            category=CATEGORY,
+            description="Goes on with a run that Train LoRA has paused, so that your own sampler can show the LoRA in "
+            "between. Chunks end with the same LoRA as one run without a pause.",
+            search_aliases=["lora", "train", "chunk", "resume", "loop"],
+            is_output_node=True,
+            inputs=[
+                Run.Input("run", tooltip="From Train LoRA, or from the Continue Training before."),
+                setting_input(training.RunConfig, "pause_at"),
+                io.AnyType.Input(
+                    "after",
+                    optional=True,
+                    tooltip="What must be done before this goes on: connect the picture or video that the LoRA of the "
+                    "chunk before has made.",
+                ),
+            ],
+            outputs=outputs(),
+            hidden=[io.Hidden.unique_id],
         )
 
+    @classmethod
+    def execute(cls, run: RunRequest, pause_at, after=None) -> io.NodeOutput:
+        config = dataclasses.replace(run.config, pause_at=pause_at)
+        return answer_of(dataclasses.replace(run, config=config), cls.hidden.unique_id)
 
-def run_alone(
-    base: BaseChoice, training_set, config: training.RunConfig, listener: RunListener
-) -> training.TrainResult:
+
+def decoder_of(vae: Any, audio_vae: Any, base: BaseChoice) -> training.ClipDecoder | None:
+    """What makes videos of previews; None without a VAE. ValueError where it is another model's."""
+    if vae is None:
+        return None
+    check_vae(vae, base.base)
+    return HostDecoder(vae, audio_vae)
+
+
+def answer_of(request: RunRequest, node_id: str | None) -> io.NodeOutput:
+    """Train, and what both nodes give."""
+    with RunListener(node_id, request.config) as listener:
+        result = run_alone(request, listener)
+    show_text(result.report, node_id)
+    return io.NodeOutput(
+        *[*result.loras, {}][:2], {"loss": result.losses}, places.lora_name(result.lora_files[0]), result.report,
+        request, ui=ui.PreviewText(result.report),
+    )
+
+
+def run_alone(request: RunRequest, listener: RunListener) -> training.TrainResult:
     """Train with the device to ourselves, and hand its memory back whatever happens."""
     model_management.unload_all_models()
     model_management.soft_empty_cache()
     try:
         return training.train(
-            training_set,
-            base.base,
-            config,
+            request.training_set,
+            request.base.base,
+            request.config,
             places=training.Places(
-                lora_folder=places.lora_folder(), run_folder=places.run_folder(config.name),
+                lora_folder=places.lora_folder(), run_folder=places.run_folder(request.config.name),
                 spare=places.spare_folders(),
             ),
             device=model_management.get_torch_device(),
-            precision=base.precision,
+            precision=request.base.precision,
             listener=listener,
             check_file=check_keys,
+            decoder=request.decoder,
         )
     finally:
         model_management.soft_empty_cache()

@@ -28,4 +28,9 @@ def _curve(name: str) -> dict[str, Any]:
     listener = running.get(name)
     kept = (listener.first, [*listener.losses]) if listener else ()
     now = listener.now if listener else None
-    return training.read_curve(places.run_folder(name), *kept).as_dict() | {"now": now}
+    folder = places.run_folder(name)
+    previews = [
+        {**each, "path": places.shown_output(each["path"]), "made": places.stamp(each["path"])}
+        for each in training.list_previews(folder)
+    ]
+    return training.read_curve(folder, *kept).as_dict() | {"now": now, "previews": previews}

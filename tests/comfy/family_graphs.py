@@ -16,7 +16,10 @@ NOTHING = "none"
 
 def trained(folder: str, *, name: str, model_file: str, vae: tuple, clip: tuple, frames: int, steps: int = 3,
             low_noise_file: str = NOTHING, size: dict[str, int] = SIZE, **encoders: Any) -> Graph:
-    """Clips to LoRA with encoders of the graph; shown by `prepare_report` and `train_report`."""
+    """Clips to LoRA with encoders of the graph, with previews before and after; shown by `prepare_report` and
+    `train_report`.
+    """
+    heard = {"audio_vae": encoders["audio_vae"]} if "audio_vae" in encoders else {}
     return {
         "clips": node("VLSLoadClips", folder=folder, trigger=""),
         "base": node("VLSBaseModel", model_file=model_file, low_noise_file=low_noise_file, precision="auto"),
@@ -24,8 +27,9 @@ def trained(folder: str, *, name: str, model_file: str, vae: tuple, clip: tuple,
                         **encoders),
         "prepare_report": node("PreviewAny", source=("prepare", 1)),
         "recipe": node("VLSRecipe", warmup_steps=0),
+        "preview": node("VLSPreview", every=0, steps=2),
         "train": node("VLSTrain", base=("base", 0), training_set=("prepare", 0), recipe=("recipe", 0), name=name,
-                      steps=steps, rank=4, learning_rate=2e-2, seed=0),
+                      steps=steps, rank=4, learning_rate=2e-2, seed=0, vae=vae, preview=("preview", 0), **heard),
         "train_report": node("PreviewAny", source=("train", 4)),
     }
 
@@ -127,7 +131,9 @@ def ltx_video(folder: str, name: str) -> Graph:
     return {
         "model": node("CheckpointLoaderSimple", ckpt_name="tiny_ltxv.safetensors"),
         "clip": node("TinyPartsFamilyTextEncoder", family="ltxv"),
-        **trained(folder, name=name, model_file="tiny_ltxv.safetensors", vae=("model", 2), clip=("clip", 0), frames=9),
+        # Its VAE decodes nothing of one latent row.
+        **trained(folder, name=name, model_file="tiny_ltxv.safetensors", vae=("model", 2), clip=("clip", 0), frames=9,
+                  size={"width": 128, "height": 96}),
         **stacked(("model", 0)),
         **prompts(("clip", 0)),
         "rate": node("LTXVConditioning", positive=("positive", 0), negative=("negative", 0), frame_rate=25.0),

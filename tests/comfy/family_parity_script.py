@@ -246,7 +246,9 @@ def prepared(case: Case, base) -> tuple[list[dict], list[dict], list[Tensor], li
 
 
 def trained(base, clips: list[dict], captions: list[dict], folder: Path):
-    """(context, lora file): the engine's model after six steps, its adapter still on it, and what it saved."""
+    """(context, training set, lora file): the engine's model after six steps with its adapter on it, what it learnt
+    from, and what it saved.
+    """
     from prepared_set import set_of
 
     from video_lora_studio.loaders.lora_file import write_lora
@@ -259,14 +261,15 @@ def trained(base, clips: list[dict], captions: list[dict], folder: Path):
         name="parity", steps=6, rank=4, learning_rate=2e-2, recipe=RecipeConfig(warmup_steps=0),
         adapter=AdapterConfig(save_as="fp32", alpha=6.0, targets="attention and feed-forward"),
     )
-    context = set_up(set_of(folder, base, clips, captions), base, config, CPU, torch.float32, SilentListener())
+    training_set = set_of(folder, base, clips, captions)
+    context = set_up(training_set, base, config, CPU, torch.float32, SilentListener())
     adapter = attach_adapter(context, config)
     parameters = list(adapter.parameters())
     run_steps(context, config, parameters=parameters, optimizer=build_optimizer(parameters, config), state=RunState(),
               listener=SilentListener(), after_step=lambda state: None)
     lora = folder / "lora.safetensors"
     write_lora(lora, adapter.tensors(torch.float32), {})
-    return context.transformer, lora
+    return context, training_set, lora
 
 
 def question(family, base, clips, captions, frames, texts) -> Given:
@@ -292,7 +295,8 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
     model_file = folder / "model.safetensors"
     family, base = write_case(case, model_file)
     clips, captions, frames, texts = prepared(case, base)
-    transformer, lora = trained(base, clips, captions, folder)
+    context, _, lora = trained(base, clips, captions, folder)
+    transformer = context.transformer
     given = question(family, base, clips, captions, frames, texts)
     detect = comfy.model_detection.detect_unet_config
     with mock.patch.object(comfy.model_detection, "detect_unet_config", lambda *a, **k: detect(*a, **k) | case.told):

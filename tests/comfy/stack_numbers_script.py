@@ -10,6 +10,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
 
 comfyui, project, folder = sys.argv[1], sys.argv[2], Path(sys.argv[3])
@@ -173,31 +174,103 @@ def few_bits(name: str) -> dict:
     }
 
 
-def schedule(sampler: str, steps: int, calls_a_step: int) -> dict:
+SPANS = {"wan_0": (0.0, 0.5), "wan_1": (0.25, 0.75), "wan_2": (0.0, 1.0), "wan_3": (0.5, 1.0)}
+CURVES = {"wan_0": "0:0, 0.3:1, 1:0.4", "wan_1": "0.2:-1.5, 0.6:2", "wan_3": "0.55:0, 0.9:1.25"}
+"""Of LoRAs that all act in their part of the steps."""
+
+
+def by_curve(text: str, share: float) -> float:
+    """A curve's factor, as NumPy has it."""
+    places, factors = zip(*(map(float, point.split(":")) for point in text.split(",")), strict=True)
+    return float(np.interp(share, places, factors))
+
+
+def schedule(sampler: str, steps: int, calls_a_step: int, curves: dict[str, str]) -> dict:
     """Every answer within a sampling against that of a model with the deltas of this step added by hand."""
-    spans = {"wan_0": (0.0, 0.5), "wan_1": (0.25, 0.75), "wan_2": (0.0, 1.0), "wan_3": (0.5, 1.0)}
+    rows = {name: {"start": start, "end": end} | ({"curve": curves[name]} if name in curves else {})
+            for name, (start, end) in SPANS.items()}
     model = base("fp32")
     bare = sampled(model)[0]
-    ours, report = stack(model, *(row(name, 0.6, start=start, end=end) for name, (start, end) in spans.items()))
+    ours, report = stack(model, *(row(name, 0.6, **more) for name, more in rows.items()))
+    deltas = {name: lora(name) for name in SPANS}
+
+    def factors(share: float) -> dict[str, float]:
+        return {name: 0.6 * by_curve(curves.get(name, "0:1"), share)
+                for name, (start, end) in SPANS.items() if start <= share < end}
+
+    found = against_merged(ours, deltas, factors, sampler, steps, calls_a_step)
+    return found | {"report": report, "bare before and after": far(bare, sampled(model)[0]), "hooks": hooks_left(model)}
+
+
+def against_merged(ours, deltas: dict[str, dict], factors, sampler: str, steps: int, calls_a_step: int = 1) -> dict:
+    """The largest difference at any call of a sampling from a model with `factors` of `deltas` in its weights."""
     _, calls, answers = sampled(ours, steps=steps, sampler=sampler)
-    again = sampled(model)[0]
     truth = base("fp32").model
     clean = {key: weight.clone() for key, weight in truth.state_dict().items()}
-    worst, parts = 0.0, set()
+    worst, least_change, parts = 0.0, float("inf"), set()
     for number, ((args, kwargs), answer) in enumerate(zip(calls, answers, strict=True)):
-        share = number // calls_a_step / steps
-        acting = [name for name, (start, end) in spans.items() if start <= share < end]
+        now = factors(number // calls_a_step / steps)
         weights = dict(clean)
-        for tensors in map(lora, acting):
-            for layer in layers(tensors):
-                weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + 0.6 * delta(tensors, layer)
-        truth.load_state_dict(weights)
+        for name, factor in now.items():
+            for layer in layers(deltas[name]):
+                weights[f"{layer}.weight"] = weights[f"{layer}.weight"] + factor * delta(deltas[name], layer)
+        args = [*args[:5], {}]
         with torch.inference_mode():
-            args = [*args[:5], {}]
+            truth.load_state_dict(clean)
+            without = truth.apply_model(*args, **kwargs)
+            truth.load_state_dict(weights)
             worst = max(worst, far(truth.apply_model(*args, **kwargs), answer))
-        parts.add(tuple(acting))
-    return {"calls": len(calls), "worst": worst, "different parts": len(parts), "report": report,
-            "bare before and after": far(bare, again), "hooks": hooks_left(model)}
+        least_change = min([least_change, far(without, answer)] if any(now.values()) else [least_change])
+        parts.add(tuple(now.items()))
+    return {"calls": len(calls), "worst": worst, "least change": least_change, "different parts": len(parts)}
+
+
+def partner() -> dict:
+    """A pair of LoRAs by a curve, the low-noise one on the low-noise model at its own strength."""
+    curve = "0:1, 0.5:0.25, 1:0"
+    rows = json.dumps([row("rain_high_noise", 0.9, strength_low=-0.5, end=0.8, curve=curve)])
+    out = StackLoras.execute(rows, model=base("fp32"), model_low=base("fp32"))
+    return {"report": out.args[3]} | {
+        name: against_merged(model, {name: lora(f"rain_{name}_noise")},
+                             lambda share, name=name, strength=strength: {
+                                 name: strength * by_curve(curve, share) * (share < 0.8)}, "euler", 8)
+        for name, model, strength in (("high", out.args[0], 0.9), ("low", out.args[1], -0.5))
+    }
+
+
+def sound_by_curve() -> dict:
+    """What each layer of a model with sound adds at each step of four, against its delta by hand."""
+    curve, audio = "0:0.5, 0.5:1, 0.75:-2", {"audio_to_video": 0.5, "audio": -1.5, "": 0.5}
+    model = base("ltx2")
+    ours, report = stack(model, row("sound", 0.5, audio=-1.5, curve=curve, blocks="0:2, 1:1"))
+    (on_layers,) = [wrapper for wrappers in ours.wrappers[WrappersMP.APPLY_MODEL].values() for wrapper in wrappers]
+    tensors, levels = lora("sound"), torch.linspace(1, 0, 5)
+    draw, worst = torch.Generator().manual_seed(2), 0.0
+
+    def added(layer: str, x: torch.Tensor) -> torch.Tensor:
+        module = model.model.get_submodule(layer)
+        return module(x) - torch.nn.functional.linear(x, module.weight, module.bias)
+
+    for step in range(4):
+        options = {"sigmas": levels[step : step + 1], "sample_sigmas": levels}
+        for layer in layers(tensors):
+            x = torch.randn(3, tensors[f"{layer}.lora_A.weight"].shape[1], generator=draw)
+            got = on_layers(Inside(model.model, lambda layer=layer, x=x, **_: added(layer, x)),
+                            transformer_options=options)
+            factor = next(factor for part, factor in audio.items() if part in layer)
+            factor *= (2 if "blocks.0." in layer else 1) * by_curve(curve, step / 4)
+            worst = max(worst, relative(got, x @ (factor * delta(tensors, layer)).T))
+    return {"worst": worst, "report": report, "hooks": hooks_left(model)}
+
+
+class Inside:
+    """What ComfyUI hands to a wrapper of `apply_model`."""
+
+    def __init__(self, model, call):
+        self.class_obj, self.call = model, call
+
+    def __call__(self, **kwargs):
+        return self.call(**kwargs)
 
 
 def stopped() -> dict:
@@ -218,9 +291,9 @@ def stopped() -> dict:
         return {"error": str(error), "inside": inside, "left": hooks_left(model)}
 
 
-def refused() -> str:
+def refused(**more) -> str:
     try:
-        stack(base("fp32"), row("lokr", start=0.5))
+        stack(base("fp32"), row("lokr", **more))
     except ValueError as error:
         return str(error)
 
@@ -229,7 +302,8 @@ def main() -> None:
     torch.set_num_threads(1)
     with torch.no_grad():
         print(json.dumps({
-            "eight": eight(), "stopped": stopped(), "refused": refused(),
+            "eight": eight(), "stopped": stopped(), "refused": refused(start=0.5),
+            "refused curve": refused(curve="0:0, 1:1"), "partner": partner(), "sound by curve": sound_by_curve(),
             "blocks": by_hand("wan_0", "fp32", {"blocks.0.": 0.35, "blocks.1.": -1.4, "time_embedding": 0.7},
                               row("wan_0", 0.7, blocks="0:0.5, 1:-2")),
             "one block": by_hand("wan_0", "fp32", {"blocks.0.": 0, "blocks.1.": 0.5, "time_embedding": 1},
@@ -239,7 +313,8 @@ def main() -> None:
             "sound alone": by_hand("sound", "ltx2", {"audio_patchify": 0.5, "audio_to_video": 0, "audio": 0.25, "": 0},
                                    row("sound", 0, audio=0.5, blocks="*:0.5")),
             **{name: few_bits(name) for name in ("fp8", "fp8_scaled", "int8")},
-            "euler": schedule("euler", 8, 1), "dpm_2": schedule("dpm_2", 4, 2),
+            "euler": schedule("euler", 8, 1, {}), "dpm_2": schedule("dpm_2", 4, 2, {}),
+            "euler by curve": schedule("euler", 8, 1, CURVES), "dpm_2 by curve": schedule("dpm_2", 4, 2, CURVES),
         }))
 
 

@@ -8,9 +8,12 @@ import family_graphs
 import pytest
 import torch
 from comfy_server import ComfyServer, Result
+from repeated_runs import run_folder
 from safetensors import safe_open
 from safetensors.torch import load_file
 from server_parts import put_clips, put_sounding_clips, write_family_parts
+
+from video_lora_studio.loaders.video_file import probe, read_sound
 
 pytestmark = pytest.mark.comfy
 
@@ -49,6 +52,18 @@ def check_all_keys_match(server: ComfyServer, result: Result, *names: str) -> No
         assert f"{total} of {total} keys match" in result.text("stack_report")
 
 
+def check_previews(server: ComfyServer, name: str, *ends: str, frames: int = 9, sound: bool = False) -> None:
+    """Two clips of each part that was trained, with so many frames, and with sound or without."""
+    folder = run_folder(server, name) / "previews"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(f"{end}-1.mp4" for end in ends)
+    for path in folder.iterdir():
+        footage = probe(path)
+        assert len(footage.times) == frames and footage.has_audio is sound, path.name
+        if sound:
+            heard = read_sound(footage, 0, footage.seconds, 16000)
+            assert heard.shape[1] >= 0.9 * 16000 * frames / footage.fps and heard.abs().max() > 0
+
+
 def difference(server: ComfyServer, one: str, other: str) -> float:
     """Relative difference of two sampled latents."""
     first, second = (load_file(server.output / f"{name}.safetensors")["samples"].double() for name in (one, other))
@@ -65,12 +80,15 @@ def difference(server: ComfyServer, one: str, other: str) -> float:
 def test_from_clips_to_a_lora_that_changes_what_is_sampled(families: ComfyServer, name: str, graph):
     result = run(families, graph("input/few", name))
     check_all_keys_match(families, result, name)
+    check_previews(families, name, "step-000000", "step-000003")
     assert difference(families, f"lora_{name}", f"bare_{name}") > 1e-3
 
 
 def test_two_experts_give_two_loras_and_each_goes_on_its_own_model(families: ComfyServer):
     result = run(families, family_graphs.wan_22_pair("input/few", "pair"))
     check_all_keys_match(families, result, "pair_high_noise", "pair_low_noise")
+    experts = ("high_noise", "low_noise")
+    check_previews(families, "pair", *(f"{expert}-step-00000{step}" for expert in experts for step in (0, 3)))
     assert re.search(r"pair_high_noise\.safetensors: .*; low noise: pair_low_noise\.safetensors, ",
                      result.text("stack_report"))
     high, low = (load_file(families.models / "loras" / f"pair_{which}_noise.safetensors") for which in ("high", "low"))
@@ -84,6 +102,7 @@ def test_picture_and_sound_with_a_silent_clip_among_them(families: ComfyServer, 
     name = f"ltx_{version}"
     result = run(families, family_graphs.ltx_2("input/sounding", name, version=version))
     check_all_keys_match(families, result, name)
+    check_previews(families, name, "step-000000", "step-000003", frames=17, sound=True)
     lines = [line for line in result.text("prepare_report").splitlines() if line.startswith("clip_")]
     assert ["no sound" in line for line in lines] == [False, False, True], lines
     assert any(".audio_attn1." in key for key in keys_of(families, name))

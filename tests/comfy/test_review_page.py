@@ -226,6 +226,22 @@ def test_files_are_uploaded_and_chosen(page: Page, folder: Path, comfy: ComfySer
     page.wait("!document.querySelector('.vls-review')")
 
 
+def test_after_undo_the_strip_is_that_of_the_node(page: Page, folder: Path, comfy: ComfyServer):
+    shutil.rmtree(comfy.input / "after undo", ignore_errors=True)
+    page.evaluate(f"{NODE}.widgets[1].value = 'other', "
+                  "app.extensionManager.workflow.activeWorkflow.changeTracker.captureCanvasState()")
+    page.evaluate("document.activeElement.blur()")
+    page.press("z", CONTROL)
+    page.wait(f"{NODE}?.widgets[1].value === 'myst1le'")
+    page.wait(f"{NODE}.widgets.at(-1).element === document.querySelector('.vls-clips')")
+    page.choose_files(".vls-clips button", "Files…", [folder / "face_2.mp4"])
+    page.write(".vls-clips input[type=text]", "after undo")
+    page.press("Enter")
+    page.wait("document.querySelector('.vls-told').textContent === '1 file uploaded'")
+    queued = page.evaluate("app.graphToPrompt().then(({ output }) => Object.values(output)[0].inputs)")
+    assert (queued["folder"], queued["trigger"]) == ("input/after undo", "myst1le")
+
+
 def test_a_folder_is_dropped(page: Page, folder: Path, comfy: ComfyServer, tmp_path: Path):
     shutil.rmtree(comfy.input / "cats", ignore_errors=True)
     dropped = tmp_path / "cats" / "3_portraits"

@@ -70,6 +70,7 @@ def figures(tmp_path_factory) -> dict:
     loras["lokr"] = {f"{layer}.lokr_w{part}": torch.randn(size, size, generator=generator) * 0.1
                      for part, size in ((1, 8), (2, 16))}
     ltx2 = write_ltx2_twin(folder / "ltx2.safetensors")
+    loras |= {f"rain_{name}_noise": lora(shapes, 30 + number, 0.15) for number, name in enumerate(("high", "low"))}
     loras["sound"] = lora({name: tuple(ltx2[f"{name}.weight"].shape) for name in SOUND}, 3, 0.3, alpha=2.0)
     for name, tensors in loras.items():
         save_file(tensors, folder / "loras" / f"{name}.safetensors")
@@ -138,9 +139,37 @@ def test_part_of_the_steps_is_piecewise_constant(figures, sampler, calls):
     assert found["report"].splitlines()[2].endswith("keys match, merged")
 
 
+@pytest.mark.parametrize(("sampler", "calls", "different"), [("euler", 8, 8), ("dpm_2", 7, 4)])
+def test_a_curve_is_the_piecewise_constant_truth_at_every_call(figures, sampler, calls, different):
+    found = figures[f"{sampler} by curve"]
+    assert (found["calls"], found["different parts"]) == (calls, different)
+    assert found["worst"] <= 2e-5 and found["least change"] > 1e-2
+    assert found["bare before and after"] == 0 and found["hooks"] == 0
+    lines = found["report"].splitlines()
+    assert lines[1].endswith("from 0.25 to 0.75 of the steps, by a curve, beside the weights")
+    assert lines[2].endswith("keys match, merged")
+
+
+def test_a_curve_goes_for_both_of_a_pair_each_at_its_own_strength(figures):
+    found = figures["partner"]
+    for name in ("high", "low"):
+        assert found[name]["calls"] == 8 and found[name]["different parts"] == 8
+        assert found[name]["worst"] <= 2e-5 and found[name]["least change"] > 1e-2
+    high, low = found["report"].split("; low noise: rain_low_noise.safetensors, ")
+    assert "strength 0.9" in high and "strength -0.5" in low
+    assert all(told.endswith("from 0 to 0.8 of the steps, by a curve, beside the weights") for told in (high, low))
+
+
+def test_a_curve_multiplies_blocks_and_sound(figures):
+    found = figures["sound by curve"]
+    assert found["worst"] < 1e-4 and found["hooks"] == 0
+    assert found["report"].endswith("weighted by blocks, by a curve, beside the weights")
+
+
 def test_a_failed_sampling_leaves_nothing_on_the_model(figures):
     assert figures["stopped"] == {"error": "stopped", "inside": [13], "left": 0}
 
 
 def test_what_cannot_act_in_a_part_of_the_steps_is_refused(figures):
     assert "lokr.safetensors cannot act in a part of the steps: 1 of its 1 layers" in figures["refused"]
+    assert "lokr.safetensors cannot act by a curve: 1 of its 1 layers" in figures["refused curve"]

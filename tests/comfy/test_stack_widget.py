@@ -6,6 +6,7 @@ What counts is what would be queued: every step is followed by a look at the row
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 
 import browser
@@ -13,7 +14,6 @@ import pytest
 import torch
 from browser import ALT, CONTROL, SHIFT, Page
 from comfy_server import ComfyServer
-from readable import NAMELESS, TEXTS
 from safetensors.torch import save_file
 
 pytestmark = pytest.mark.comfy
@@ -324,6 +324,63 @@ def test_a_second_strength_blocks_and_steps(page: Page):
     page.find(".vls-line2", "blocks 0-9:0.5, 31-35:1 · steps 20 to 100 %")
 
 
+def course(page: Page, inside: str) -> list[list[float]]:
+    """The corners of a curve's picture, as [across, down] in a box 60 by 18."""
+    path = page.ask(page.find(f"{inside} .vls-course"), "function () { return this.getAttribute('d'); }")
+    corners = [[0.0, 0.0]]
+    for kind, numbers in re.findall(r"([MLHV])([\d. ]+)", path):
+        (across, down), given = corners[-1], [*map(float, numbers.split())]
+        corners.append({"H": [given[0], down], "V": [across, given[0]]}.get(kind, given))
+    return corners[1:]
+
+
+def test_a_curve_is_typed_chosen_and_seen(page: Page, loras: ComfyServer):
+    curve = "0:0, 0.3:1, 1:0.4"
+    put_stack(page, [row(RAIN, 0.9, strength_low=0.5)])
+    page.click(part(1, "more"))
+    for wrong, words in (("0:0, 0.3", "“0.3” cannot be read"), ("0.5:1, 0.2:1", "0.2:1 must lie after 0.5"),
+                         ("0:1, 3:1", "The place of 3:1 must lie between 0 and 1"), ("0:11", "The factor of 0:11")):
+        page.write("#vls-curve", wrong)
+        page.press("Enter")
+        page.find("#vls-curve[aria-invalid=true]")
+        page.find("#vls-curve-said.vls-bad", words)
+        assert rows_of(page) == [row(RAIN, 0.9, strength_low=0.5)], "what cannot be read is not kept"
+    page.write("#vls-curve", curve)
+    page.press("Enter")
+    assert rows_of(page) == [row(RAIN, 0.9, strength_low=0.5, curve=curve)]
+    page.find("#vls-curve[aria-invalid=false]")
+    assert course(page, ".vls-form") == [[1, 17], [1, 17], [1, 17], [18.4, 1], [59, 10.6], [59, 17], [59, 17]]
+    page.click(".vls-form [role=spinbutton][aria-label^=From]")
+    type_in(page, "50", "Enter")
+    assert course(page, ".vls-form")[1:4] == [[30, 17], [30, 3.7], [59, 10.6]], "nothing before half of the steps"
+    page.press("Escape")
+    wanted = [row(RAIN, 0.9, strength_low=0.5, start=0.5, curve=curve)]
+    assert rows_of(page) == wanted
+    page.find(".vls-line2", f"steps 50 to 100 % · curve {curve}")
+    page.evaluate("new Promise((done) => setTimeout(done, 1000))")  # ComfyUI keeps its draft a moment later
+    reload(page, loras)
+    page.find(".vls-line2", f"steps 50 to 100 % · curve {curve}")
+    assert rows_of(page) == wanted
+    assert course(page, ".vls-row")[1:4] == [[30, 17], [30, 3.7], [59, 10.6]]
+
+    page.click(part(1, "more"))
+    page.click("#vls-curve")
+    page.press("Tab", SHIFT)
+    assert page.evaluate("document.activeElement.ariaLabel") == "Shape of the curve"
+    assert page.evaluate("document.activeElement.selectedOptions[0].text") == "Own curve"
+    type_in(page, "Fade o")
+    page.wait("document.querySelector('#vls-curve').value === '0.5:1, 1:0'")
+    assert rows_of(page) == [row(RAIN, 0.9, strength_low=0.5, start=0.5, curve="0.5:1, 1:0")]
+    page.write("#vls-curve", "")
+    page.press("Enter")
+    assert rows_of(page) == [row(RAIN, 0.9, strength_low=0.5, start=0.5)], "no key where there is no curve"
+    page.press("Escape")
+
+    put_stack(page, [row(FILM, curve="1:1, 0:0"), row(PAPER)])
+    page.find(".vls-line2.vls-bad", "Curve: 0:0 must lie after 1: the places rise.")
+    assert rows_of(page) == [row(FILM, curve="1:1, 0:0"), row(PAPER)]
+
+
 def test_a_lora_tells_what_it_is(page: Page):
     put_stack(page, [row(PAPER)])
     click_at(page, part(1, "pick"), 0.5, "right")
@@ -367,19 +424,3 @@ def test_a_missing_lora_is_red_stops_the_queue_and_is_found_elsewhere(page: Page
     loras.forget()  # what comes from ComfyUI's cache tells nothing
     page.click("[data-testid=queue-button]")
     page.wait("[...document.querySelectorAll('.vls-fit')].map((one) => one.textContent).join() === '2/2,2/2'")
-
-
-@pytest.mark.parametrize("palette", ["dark", "light"])
-def test_it_can_be_read_and_everything_has_a_name(page: Page, loras: ComfyServer, palette: str):
-    page.evaluate(f"app.extensionManager.setting.set('Comfy.ColorPalette', '{palette}')")
-    put_stack(page, [row(PAPER, 0.8), row(RAIN, 1.25, blocks="0-9:0.5"), row(FILM, on=False), row("gone.safetensors")])
-    page.find(".vls-missing .vls-line2", "Not found.")
-    page.click(part(1, "more"))
-    page.find(".vls-words", "p4per_cut")
-    texts = page.evaluate(TEXTS)
-    assert {"paper_cut", "1.25", "Add LoRA", "Not found.", "p4per_cut", "Blocks"} <= {text for text, *_ in texts}
-    assert [text for text, size, *_ in texts if size < 12] == []
-    assert [(text, round(contrast, 2)) for text, _, contrast, off in texts if contrast < 4.5 and not off] == []
-    assert page.evaluate(NAMELESS) == []
-    page.press("Escape")
-    page.evaluate("app.extensionManager.setting.set('Comfy.ColorPalette', 'dark')")

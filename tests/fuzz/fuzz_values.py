@@ -46,10 +46,8 @@ def rows(data: bytes, place: Path) -> Work:
     if data[:1] < b"\x60":
         draw = Draw(data[1:])
         row = {"on": True, "lora": "a.safetensors", "strength": 1.0}
-        row |= {
-            draw.of(("on", "lora", "strength", "strength_low", "blocks", "start", "end", "audio")): draw.value()
-            for _ in range(draw.number(3))
-        }
+        fields = ("on", "lora", "strength", "strength_low", "blocks", "curve", "start", "end", "audio")
+        row |= {draw.of(fields): draw.value() for _ in range(draw.number(3))}
         listed = draw.of(([row], [row] * 60, row, draw.value(), [draw.value()]))
         text = as_json(listed).decode()
         return lambda: parse_rows(text)
@@ -57,8 +55,10 @@ def rows(data: bytes, place: Path) -> Work:
 
 
 def rows_seeds() -> list[bytes]:
-    text = '[{"on": true, "lora": "a.safetensors", "strength": 0.8, "strength_low": 1, "blocks": "0-9:0.5, 31:1"}]'
-    return [bytes([first]) + text.encode() for first in (100, 230)] + DRAWN
+    row = '{"on": true, "lora": "a.safetensors", "strength": 0.8, "strength_low": 1, "blocks": "0-9:0.5, 31:1"}'
+    curve = '{"lora": "a.safetensors", "start": 0.25, "curve": "0:0, 0.3:1, 1:0.4"}'
+    texts = [f"[{row}]".encode(), f"[{row}, {curve}]".encode()]
+    return [bytes([first]) + text for first, text in zip((100, 230), texts, strict=True)] + DRAWN
 
 
 GROUPS = (

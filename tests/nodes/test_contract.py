@@ -14,6 +14,7 @@ from video_lora_studio.training import (
     CheckConfig,
     CutConfig,
     MemoryConfig,
+    PreviewConfig,
     RecipeConfig,
     RunConfig,
     ServiceConfig,
@@ -24,8 +25,8 @@ from video_lora_studio.training import (
 PROJECT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((PROJECT / "example_workflows").glob("*.json"))
 EXAMPLES = {"wan_t2v_lora", "wan_i2v_lora", "wan22_pair_lora", "wan22_ti2v_lora", "ltx_video_lora", "ltx2_lora",
-            "cogvideox_lora", "film_to_captioned_clips"}
-TRAINING = [path for path in WORKFLOWS if path.stem.endswith("_lora")]
+            "cogvideox_lora", "film_to_captioned_clips", "train_in_chunks", "compare_lora"}
+TRAINING = [path for path in WORKFLOWS if path.stem.endswith("_lora") and path.stem != "compare_lora"]
 FOLDERS = {
     "UNETLoader": {"unet_name": "diffusion_models"},
     "CheckpointLoaderSimple": {"ckpt_name": "checkpoints"},
@@ -34,8 +35,11 @@ FOLDERS = {
     "CLIPVisionLoader": {"clip_name": "clip_vision"},
     "LTXVAudioVAELoader": {"ckpt_name": "checkpoints"},
     "LTXAVTextEncoderLoader": {"text_encoder": "text_encoders", "ckpt_name": "checkpoints"},
+    "VLSLoraInfo": {"lora": "loras"},
 }
-"""Widgets of ComfyUI's loaders, and the folder under models that their files are in."""
+"""Widgets that name a model file, and the folder under models that it is in."""
+TRAINED = {"lora": "LORA_MODEL", "lora_low": "LORA_MODEL", "loss": "LOSS_MAP", "lora_name": "STRING",
+           "report": "STRING", "run": "VLS_RUN"}
 CLIPS, CAPTIONER, BASE, SET = "VLS_CLIPS", "VLS_CAPTIONER", "VLS_BASE_MODEL", "VLS_TRAINING_SET"
 
 CONTRACT = {
@@ -68,7 +72,7 @@ CONTRACT = {
         {"clips": CLIPS, "base": BASE, "vae": "VAE", "clip": "CLIP", "width": "INT", "height": "INT", "frames": "INT"},
         {"clip_vision": "CLIP_VISION", "audio_vae": "VAE", "fit": "COMBO", "windows": "COMBO",
          "window_count": "INT", "window_step": "FLOAT", "upscale": "BOOLEAN", "more_sizes": "STRING",
-         "recipe": "VLS_RECIPE"},
+         "recipe": "VLS_RECIPE", "preview_prompts": "STRING"},
         {"training_set": SET, "report": "STRING", "contact_sheet": "IMAGE"},
     ),
     "VLSAdapter": ({}, {"alpha": "FLOAT", "targets": "STRING"}, {"adapter": "VLS_ADAPTER"}),
@@ -77,16 +81,29 @@ CONTRACT = {
         {"recipe": "VLS_RECIPE"},
     ),
     "VLSMemory": ({}, {"recompute": "BOOLEAN"}, {"memory": "VLS_MEMORY"}),
+    "VLSPreview": (
+        {}, {"every": "INT", "clips": "INT", "steps": "INT", "guidance": "FLOAT"}, {"preview": "VLS_PREVIEW"},
+    ),
     "VLSTrain": (
         {"base": BASE, "training_set": SET, "name": "STRING", "steps": "INT", "rank": "INT", "learning_rate": "FLOAT",
          "seed": "INT"},
-        {"adapter": "VLS_ADAPTER", "recipe": "VLS_RECIPE", "memory": "VLS_MEMORY"},
-        {"lora": "LORA_MODEL", "lora_low": "LORA_MODEL", "loss": "LOSS_MAP", "lora_name": "STRING", "report": "STRING"},
+        {"adapter": "VLS_ADAPTER", "recipe": "VLS_RECIPE", "memory": "VLS_MEMORY", "vae": "VAE", "audio_vae": "VAE",
+         "preview": "VLS_PREVIEW", "pause_at": "INT"},
+        TRAINED,
     ),
+    "VLSContinue": ({"run": "VLS_RUN", "pause_at": "INT"}, {"after": "*"}, TRAINED),
     "VLSStack": (
         {"loras": "STRING"},
         {"model": "MODEL", "model_low": "MODEL", "lora_name": "STRING", "lora_strength": "FLOAT", "stack": "VLS_STACK"},
         {"model": "MODEL", "model_low": "MODEL", "triggers": "STRING", "report": "STRING", "stack": "VLS_STACK"},
+    ),
+    "VLSCompare": (
+        {"model": "MODEL", "positive": "CONDITIONING", "negative": "CONDITIONING", "latent": "LATENT", "vae": "VAE",
+         "strengths": "STRING", "checkpoints": "COMBO", "seed": "INT", "steps": "INT", "cfg": "FLOAT",
+         "sampler_name": "COMBO", "scheduler": "COMBO"},
+        {"model_low": "MODEL", "stack": "VLS_STACK", "lora_name": "STRING", "low_noise_from": "INT", "fps": "FLOAT",
+         "cell_width": "INT"},
+        {"grid": "IMAGE", "video": "VIDEO", "report": "STRING"},
     ),
     "VLSLoraInfo": (
         {}, {"lora": "COMBO", "lora_name": "STRING", "model": "MODEL"},
@@ -97,7 +114,7 @@ CONTRACT = {
 GROUPS = {
     "VLSSplitScenes": SplitConfig, "VLSLoadClips": CheckConfig, "VLSCaptionClips": CaptionConfig,
     "VLSCaptionerService": ServiceConfig, "VLSPrepare": CutConfig, "VLSAdapter": AdapterConfig,
-    "VLSRecipe": RecipeConfig, "VLSMemory": MemoryConfig, "VLSTrain": RunConfig,
+    "VLSRecipe": RecipeConfig, "VLSMemory": MemoryConfig, "VLSPreview": PreviewConfig, "VLSTrain": RunConfig,
 }
 
 

@@ -57,6 +57,28 @@ def test_a_part_of_the_steps(load):
     assert (whole.start, whole.end, part.start, part.end) == (0.0, 1.0, 0.25, 0.5)
 
 
+@pytest.mark.parametrize(("text", "factors"), [
+    ("", [1, 1, 1, 1, 1]),
+    (" \n", [1, 1, 1, 1, 1]),
+    ("0:0.5", [0.5] * 5),
+    ("0:0, 1:1", [0, 0.1, 0.25, 0.5, 0.9]),
+    ("0:0, 0.5:1, 1:0", [0, 0.2, 0.5, 1, 0.2]),
+    ("0.25 : 1 , 0.5 : -3", [1, 1, 1, -3, -3]),
+    ("0.1:2,.25:2E0,0.5:+1e-1", [2, 2, 2, 0.1, 0.1]),
+    ("0:1, 0.1:10, 0.100001:0, 1.:0", [1, 10, 0, 0, 0]),
+    (", ".join(f"{place / 31:.4f}:{place}e-1" for place in range(32)), [0, 0.31, 0.775, 1.55, 2.79]),
+])
+def test_a_curve_is_straight_between_its_points_and_level_beyond(load, text, factors):
+    (row,) = load("rows").parse_rows(text_of({"lora": "a", "curve": text}))
+    assert [row.factor_at(share) for share in (0, 0.1, 0.25, 0.5, 0.9)] == pytest.approx(factors, abs=1e-3)
+    assert row.steady is (not text.strip())
+
+
+def test_a_curve_counts_the_steps_as_the_part_of_the_steps_does(load):
+    (row,) = load("rows").parse_rows(text_of({"lora": "a", "start": 0.25, "end": 0.75, "curve": "0:0, 1:1"}))
+    assert [row.factor_at(share / 8) for share in range(8)] == [0, 0, 0.25, 0.375, 0.5, 0.625, 0, 0]
+
+
 def test_rows_keep_their_order_and_may_repeat(load):
     rows = load("rows").parse_rows(text_of({"lora": "b"}, {"lora": "a"}, {"lora": "b", "strength": 0.1}))
     assert [row.lora for row in rows] == ["b", "a", "b"]
@@ -107,6 +129,26 @@ def test_nothing_is_no_rows(load, text):
     (text_of({"lora": "a", "blocks": "0-1000:1"}), ("blocks", "below 1000")),
     (text_of({"lora": "a", "blocks": "0-9:1, 9:2"}), ("blocks", "'9:2'", "named before")),
     (text_of({"lora": "a", "blocks": "*:1, *:0"}), ("blocks", "* is there twice")),
+    (text_of({"lora": "b"}, {"lora": "a", "curve": [[0, 1]]}), ("row 2 (a)", "curve", "must be text")),
+    (text_of({"lora": "a", "curve": None}), ("curve", "must be text", "0.3:1")),
+    (text_of({"lora": "a", "curve": "0" * 1001}), ("curve", "must be text")),
+    (text_of({"lora": "a", "curve": "0.5"}), ("row 1 (a): curve", "'0.5' cannot be read", "place:factor")),
+    (text_of({"lora": "a", "curve": "0:0, 1:1,"}), ("curve", "'' cannot be read")),
+    (text_of({"lora": "a", "curve": "0:0; 1:1"}), ("curve", "cannot be read")),
+    (text_of({"lora": "a", "curve": "0:nan"}), ("curve", "'0:nan' cannot be read")),
+    (text_of({"lora": "a", "curve": "0:inf"}), ("curve", "cannot be read")),
+    (text_of({"lora": "a", "curve": "0:1_0"}), ("curve", "cannot be read")),
+    (text_of({"lora": "a", "curve": "0:0x1"}), ("curve", "cannot be read")),
+    (text_of({"lora": "a", "curve": "\u0661:1"}), ("curve", "cannot be read")),
+    (text_of({"lora": "a", "curve": "30%:1"}), ("curve", "'30%:1' cannot be read")),
+    (text_of({"lora": "a", "curve": "0:1, 30:2"}), ("curve", "place of '30:2' is 30.0", "between 0 and 1")),
+    (text_of({"lora": "a", "curve": "-0.1:1"}), ("curve", "place", "between 0 and 1")),
+    (text_of({"lora": "a", "curve": "0:1, 1:10.5"}), ("curve", "factor of '1:10.5'", "between -10 and 10")),
+    (text_of({"lora": "a", "curve": "0:1e999"}), ("curve", "factor", "inf", "between -10 and 10")),
+    (text_of({"lora": "a", "curve": "0:" + "9" * 900}), ("curve", "factor", "between -10 and 10")),
+    (text_of({"lora": "a", "curve": "0:1, 0.5:1, 0.5:2"}), ("curve", "'0.5:2' must lie after 0.5", "rise")),
+    (text_of({"lora": "a", "curve": "0.5:1, 0.2:2"}), ("curve", "'0.2:2' must lie after 0.5")),
+    (text_of({"lora": "a", "curve": ",".join(f"0.{n:03}:1" for n in range(33))}), ("curve", "33 points", "32")),
 ])
 def test_what_cannot_be_read_is_named(load, text, words):
     with pytest.raises(ValueError) as error:

@@ -7,10 +7,12 @@ import pytest
 import torch
 from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from family_studio import TWIN_NAMES, TWINS, open_studio
+from tiny import write_twin
 
 from video_lora_studio.loaders.video_file import probe, read_frames
 from video_lora_studio.training.config import AdapterConfig, PreviewConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.training_set import Caption, load_sample
+from video_lora_studio.training.families import open_base_model
 from video_lora_studio.training.listener import SilentListener
 from video_lora_studio.training.memory.level import Level
 from video_lora_studio.training.optimizers import build_optimizer
@@ -205,3 +207,31 @@ def test_every_family_samples_as_diffusers_does(twin, tmp_path):
     assert tuple(found.shape) == dict(scene.sample.shapes)["video"] and found.isfinite().all()
     assert all(parameter.grad is None for parameter in adapter.parameters())
     assert math.isfinite(found.std()) and found.std() > 0
+
+
+def test_of_two_experts_each_shows_its_own_noise_levels(tmp_path, base, training_set, monkeypatch):
+    low_file = tmp_path / "low.safetensors"
+    write_twin(low_file)
+    pair = base.family.pair(base, open_base_model(low_file))
+    asked, decoder, predict = [], Decoder(), type(base.family).predict
+
+    def listening(self, transformer, noisy, levels, given, features):
+        if not torch.is_grad_enabled():
+            asked.append(levels["video"].item())
+        return predict(self, transformer, noisy, levels, given, features)
+
+    monkeypatch.setattr(type(base.family), "predict", listening)
+    config = settings(4, preview=PreviewConfig(every=0, steps=8, guidance=1.0))
+    places = Places(lora_folder=tmp_path / "loras", run_folder=tmp_path / "run")
+    train(training_set, pair, config, places=places, device=CPU, decoder=decoder)
+    assert names(tmp_path / "run/previews") == [
+        f"{expert}-step-00000{step}-1.mp4" for expert in ("high_noise", "low_noise") for step in (0, 2)
+    ]
+    levels = base.family.objective(base, config.recipe).schedule(8, base.defaults.sampler_shift)[:-1].tolist()
+    boundary = pair.levels[0]
+    high, low = [one for one in levels if one >= boundary], [one for one in levels if one <= boundary]
+    assert high and low and asked == pytest.approx([*high, *high, *low, *low])
+    clip = load_sample(training_set.samples[0])["video"]
+    shown = [base.family.decodable(pair, clip), *decoder.seen]
+    apart = [(one - shown[0]).norm() for one in shown[1:]]
+    assert max(apart[2:]) < min(apart[:2]), "the low-noise expert begins from the clip"

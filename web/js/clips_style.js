@@ -3,7 +3,7 @@
 
 export const COLOURS = `
     --vls-text: var(--input-text, #ddd);
-    --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 66%, var(--bg-color, #202020));
+    --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 82%, var(--bg-color, #202020));
     --vls-line: color-mix(in srgb, var(--fg-color, #fff) 14%, var(--bg-color, #202020));
     --vls-card: var(--component-node-background,
         color-mix(in srgb, var(--fg-color, #fff) 5%, var(--bg-color, #202020)));
@@ -65,8 +65,8 @@ export const REVIEW_STYLE = `
     min-height: 96px; field-sizing: content; flex: 1; max-height: 320px; outline-offset: -2px !important; }
 .vls-card textarea::placeholder { color: var(--vls-quiet); font-style: italic; }
 .vls-remark { padding: 0 12px 8px; font-size: 12px; color: var(--vls-quiet); }
-.vls-out .vls-screen { opacity: 0.35; }
-.vls-out textarea, .vls-out .vls-name { opacity: 0.55; }
+.vls-out .vls-screen :is(img, video) { opacity: 0.35; }
+.vls-out textarea, .vls-out .vls-name { opacity: 0.75; }
 .vls-out .vls-name { text-decoration: line-through; }
 .vls-out:focus-within textarea { opacity: 1; }
 .vls-status { padding: 9px 24px; min-height: 38px; box-sizing: border-box; border-top: 1px solid var(--vls-line);

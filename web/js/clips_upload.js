@@ -5,6 +5,7 @@ import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { openReview } from "./clips_review.js";
 import { counted, element, listClips } from "./clips_server.js";
+import { addElement, after } from "./node_hooks.js";
 
 const CLIPS = /\.(mp4|m4v|mov|mkv|webm|avi|gif|png|jpe?g|webp|bmp|tiff?)$/i;
 const TEXTS = /\.txt$/i;
@@ -298,16 +299,9 @@ class Strip {
 
 function addStrip(node) {
     const strip = new Strip(node);
-    const widget = node.addDOMWidget("footage", "vls_clips", strip.element, {
-        serialize: false, hideOnZoom: false, getMinHeight: () => strip.height, getMaxHeight: () => strip.height,
-    });
-    widget.serialize = false; // last in the node, so the saved values of the others keep their places
+    addElement(node, "footage", strip.element, { getMinHeight: () => strip.height, getMaxHeight: () => strip.height });
     strip.show(false);
-    const configured = node.onConfigure;
-    node.onConfigure = function (...given) {
-        configured?.apply(this, given);
-        strip.show(false);
-    };
+    after(node, "onConfigure", () => strip.show(false));
 }
 
 app.registerExtension({

@@ -2,6 +2,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { ask, element } from "./clips_server.js";
+import { CurveField } from "./stack_curve.js";
 import { labelled, NumberField, Panel } from "./stack_parts.js";
 import { parted } from "./stack_picker.js";
 
@@ -61,8 +62,8 @@ function triggerWords(words) {
 }
 
 function form(row, change) {
-    const said = element("p", { textContent: BLOCKS_HELP });
-    const blocks = element("input", {
+    const said = element("p", { textContent: BLOCKS_HELP, id: "vls-blocks-said" });
+    const blocks = labelled("input", { "aria-describedby": said.id }, {
         type: "text", value: row.blocks ?? "", id: "vls-blocks", placeholder: "all blocks", spellcheck: false,
     });
     blocks.oninput = () => {
@@ -82,15 +83,21 @@ function form(row, change) {
                 }
                 const at = Number((field.value / 100).toFixed(4));
                 change({ [name]: at === (name === "start" ? 0 : 1) ? undefined : at });
+                curve.draw();
             },
         });
         return field;
     };
     const start = share("From this share of the steps", "start", row.start ?? 0, () => end);
     const end = share("To this share of the steps", "end", row.end ?? 1, () => start);
+    const curve = new CurveField(typeof row.curve === "string" ? row.curve : "", {
+        part: () => [start.value / 100, end.value / 100],
+        change: (text) => change({ curve: text || undefined }),
+    });
     return element("div", { className: "vls-form" }, [
         element("label", { htmlFor: "vls-blocks", textContent: "Blocks" }), blocks, said,
         element("span", { textContent: "Steps" }), element("div", {}, [start.element, "to", end.element]),
+        ...curve.elements,
     ]);
 }
 

@@ -12,6 +12,7 @@ const SIGNS = {
 };
 const DOTS = { grip: 1.1, more: 1.3 };
 const PIXELS_TO_DRAG = 3;
+export const STRONGEST = 10;
 
 export function sign(name) {
     const made = document.createElementNS("http://www.w3.org/2000/svg", "svg");
@@ -50,6 +51,8 @@ export class Panel {
             if (event.key === "Escape") {
                 event.preventDefault();
                 this.close();
+            } else if (event.key === "Tab") {
+                this.leave(event);
             }
         });
         this.element.addEventListener("toggle", (event) => event.newState === "closed" && this.gone());
@@ -71,6 +74,17 @@ export class Panel {
         style.left = `${Math.max(8, Math.min(left, innerWidth - offsetWidth - 8))}px`;
         style.top = below ? `${Math.max(8, Math.min(bottom + 4, innerHeight - offsetHeight - 8))}px` : "auto";
         style.bottom = below ? "auto" : `${innerHeight - top + 4}px`; // stays there when it becomes lower
+    }
+
+    /** Tab beyond the last control, or before the first, goes back to where it was opened. */
+    leave(event) {
+        const stops = [...this.element.querySelectorAll("button, input, select, [tabindex='0']")]
+            .filter((one) => !one.disabled && one.checkVisibility());
+        const at = stops.indexOf(document.activeElement);
+        if (event.shiftKey ? at <= 0 : at === stops.length - 1) {
+            event.preventDefault();
+            this.close();
+        }
     }
 
     close() {

@@ -87,9 +87,6 @@ export function openPicker(anchor, chosen, choose) {
         } else if (event.key === "Enter" && found[active]) {
             event.preventDefault();
             take(found[active].name);
-        } else if (event.key === "Tab") {
-            event.preventDefault();
-            panel.close();
         }
     };
     search.focus();

@@ -2,10 +2,10 @@
 
 import { element } from "./clips_server.js";
 import { openAbout } from "./stack_about.js";
-import { labelled, NumberField, sign } from "./stack_parts.js";
+import { curvePicture, readCurve } from "./stack_curve.js";
+import { labelled, NumberField, sign, STRONGEST } from "./stack_parts.js";
 import { openPicker, parted } from "./stack_picker.js";
 
-export const STRONGEST = 10;
 export const SECONDS = {
     strength_low: { words: "High and low noise", short: ["High", "Low"], names: ["High-noise strength", "Low-noise strength"] },
     audio: { words: "Picture and sound", short: ["Picture", "Sound"], names: ["Picture strength", "Sound strength"] },
@@ -21,6 +21,7 @@ function details(row, second) {
         ...hidden.map(([key, { short }]) => `${short[1].toLowerCase()} ${row[key]}`),
         row.blocks && `blocks ${row.blocks}`,
         (row.start !== undefined || row.end !== undefined) && `steps ${start} to ${end} %`,
+        row.curve && `curve ${row.curve}`,
     ].filter(Boolean).join(" · ");
 }
 
@@ -76,12 +77,12 @@ export function rowElement(stack, row, index) {
     });
     const more = labelled(
         "button", { "aria-haspopup": "dialog", "aria-label": `About ${called}`, "data-part": "more" },
-        { className: "vls-more", title: "About this LoRA, blocks, steps, remove" }, [sign("more")],
+        { className: "vls-more", title: "About this LoRA, blocks, steps, curve, remove" }, [sign("more")],
     );
     more.onclick = () => about(more);
 
     const line = element("div", { className: "vls-line1" }, [grip, toggle, pick, fitElement(fit), ...numbers, more]);
-    const told = state.missing ? missingLine(name, state.elsewhere, on, change) : detailLine(details(row, stack.second));
+    const told = state.missing ? missingLine(name, state.elsewhere, on, change) : detailLine(row, details(row, stack.second));
     const made = labelled(
         "div", { role: "listitem", "aria-label": `Row ${index + 1}: ${called}${folder && ` in ${folder}`}` },
         { className: "vls-row" }, [line, ...(told ? [told] : [])],
@@ -108,8 +109,13 @@ function fitElement(fit) {
     });
 }
 
-function detailLine(text) {
-    return text && element("div", { className: "vls-line2" }, [element("span", { textContent: text, title: text })]);
+function detailLine(row, text) {
+    const { points, wrong } = readCurve(row.curve ?? "");
+    const told = wrong ? `Curve: ${wrong}` : text;
+    const [start, end] = [row.start ?? 0, row.end ?? 1];
+    const picture = !wrong && (points.length || start > 0 || end < 1) ? [curvePicture(points, start, end)] : [];
+    return told && element("div", { className: `vls-line2 ${wrong && "vls-bad"}` },
+        [...picture, element("span", { textContent: told, title: told })]);
 }
 
 function missingLine(name, elsewhere, on, change) {

@@ -3,7 +3,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { counted, element } from "./clips_server.js";
-import { after } from "./node_hooks.js";
+import { addElement, after } from "./node_hooks.js";
 import { labelled, openMenu, sign } from "./stack_parts.js";
 import { listLoras, openPicker } from "./stack_picker.js";
 import { isNumber, rowElement, SECONDS } from "./stack_row.js";
@@ -19,7 +19,6 @@ const MARGIN = 20; // that ComfyUI puts around an element
 const NARROWEST = { "": 360, strength_low: 470, audio: 470 };
 const SECOND_PROPERTY = "second_strength";
 const stacks = new Set();
-let made = 0;
 
 const plain = (name) => name.replaceAll("\\", "/");
 const baseName = (name) => plain(name).split("/").at(-1).toLowerCase();
@@ -331,15 +330,8 @@ function addStack(node) {
     }
     text.hidden = text.options.hidden = true; // on the canvas, and in Nodes 2.0
     const stack = new Stack(node, text);
-    const type = `vls_rows_${made++}`; // Nodes 2.0 keeps the element of a widget of the same type when Undo makes anew
-    const widget = node.addDOMWidget("rows", type, stack.element, {
-        serialize: false, hideOnZoom: false, getMinHeight: () => stack.height, getMaxHeight: () => stack.full,
-    });
-    // The panel of parameters at the side would draw the widget on a canvas of its own, and make it as narrow as that.
-    Object.defineProperty(widget.options, "canvasOnly", { get: () => !LiteGraph.vueNodesMode, enumerable: true });
-    Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
-    widget.beforeQueued = () => stack.warn();
-    widget.serialize = false; // last in the node, so the saved values of the others keep their places
+    const heights = { getMinHeight: () => stack.height, getMaxHeight: () => stack.full };
+    addElement(node, "rows", stack.element, heights).beforeQueued = () => stack.warn();
     after(node, "onConfigure", () => stack.draw());
     after(node, "onConnectionsChange", () => stack.draw());
     after(node, "onExecuted", (output) => stack.ran(output));

@@ -5,7 +5,6 @@ import { COLOURS } from "./clips_style.js";
 export const STACK_STYLE = `
 .vls-stack, .vls-pop { ${COLOURS} font-family: Inter, system-ui, "Segoe UI", Roboto, sans-serif;
     --vls-hover: color-mix(in srgb, var(--fg-color, #fff) 12%, transparent);
-    --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 82%, var(--bg-color, #202020));
     --vls-wrong: color-mix(in srgb, var(--error-text, #f44) 50%, var(--fg-color, #fff));
     --vls-warn: color-mix(in srgb, #e0a000 50%, var(--fg-color, #fff)); }
 .vls-stack { display: flex; flex-direction: column; gap: 4px; font-size: 12px; line-height: 1.35; min-width: 0;
@@ -31,6 +30,11 @@ export const STACK_STYLE = `
 .vls-line2 { display: flex; align-items: center; gap: 6px; height: 22px; padding: 0 6px 4px 58px;
     color: var(--vls-quiet); white-space: nowrap; overflow: hidden; box-sizing: border-box; }
 .vls-line2 > span { overflow: hidden; text-overflow: ellipsis; }
+.vls-line2.vls-bad { color: var(--vls-wrong); }
+.vls-stack svg.vls-curve, .vls-pop svg.vls-curve { flex: none; width: 60px; height: 18px; stroke: none; }
+.vls-curve .vls-zero { stroke: var(--vls-line); stroke-width: 1; }
+.vls-curve .vls-course { stroke: var(--vls-accent); stroke-width: 1.5;
+    fill: color-mix(in srgb, var(--vls-accent) 30%, transparent); }
 .vls-grip { flex: none; width: 14px; height: 30px; display: grid; place-items: center; cursor: grab; opacity: 0.5;
     touch-action: none; }
 .vls-grip svg { width: 14px; fill: currentColor; stroke: none; }
@@ -54,7 +58,7 @@ export const STACK_STYLE = `
 .vls-fit.vls-part { color: var(--vls-warn); }
 .vls-stack .vls-more { flex: none; width: 24px; height: 26px; border-radius: 6px; display: grid; place-items: center; }
 .vls-more svg { fill: currentColor; stroke: none; }
-.vls-row.vls-off .vls-pick, .vls-row.vls-off .vls-number, .vls-row.vls-off .vls-fit { opacity: 0.55; }
+.vls-row.vls-off .vls-pick, .vls-row.vls-off .vls-number, .vls-row.vls-off .vls-fit { opacity: 0.75; }
 .vls-row.vls-off :focus-visible { opacity: 1; }
 .vls-row.vls-missing { box-shadow: inset 0 0 0 1px var(--vls-wrong); }
 .vls-row.vls-missing .vls-pick, .vls-row.vls-missing .vls-line2 { color: var(--vls-wrong); }
@@ -88,6 +92,7 @@ export const STACK_STYLE = `
 .vls-pop:popover-open { display: flex; flex-direction: column; }
 .vls-pop input[type=text] { font: inherit; color: var(--vls-text); background: var(--vls-field); height: 32px;
     border: 1px solid var(--vls-line); border-radius: 7px; padding: 0 10px; box-sizing: border-box; min-width: 0; }
+.vls-pop input::placeholder { color: var(--vls-quiet); opacity: 1; }
 .vls-search { padding: 8px; display: flex; }
 .vls-search input { flex: 1; }
 .vls-options { flex: 0 1 auto; min-height: 0; overflow-y: auto; padding: 0 6px 6px; scrollbar-width: thin; max-height: 340px; }
@@ -121,10 +126,15 @@ export const STACK_STYLE = `
 .vls-words { display: flex; flex-wrap: wrap; gap: 5px; align-items: center; }
 .vls-words code { font: inherit; padding: 1px 7px; border-radius: 6px; background: var(--vls-hover);
     overflow-wrap: anywhere; user-select: text; }
-.vls-form { display: grid; grid-template-columns: max-content 1fr; gap: 8px 12px; align-items: center;
+.vls-form { display: grid; grid-template-columns: max-content minmax(0, 1fr); gap: 8px 12px; align-items: center;
     border-top: 1px solid var(--vls-line); padding-top: 12px; }
 .vls-form label, .vls-form > span { color: var(--vls-quiet); }
-.vls-form > div { display: flex; align-items: center; gap: 8px; }
+.vls-form > div { display: flex; flex-wrap: wrap; align-items: center; gap: 8px; }
+.vls-form > div > select { flex: 1; }
+.vls-form > div > input { flex: 1 0 100%; }
+.vls-pop select { font: inherit; color: var(--vls-text); background: var(--vls-field); height: 32px; padding: 0 6px;
+    border: 1px solid var(--vls-line); border-radius: 7px; }
+.vls-curve-box { flex: none; width: 60px; height: 18px; }
 .vls-form p { grid-column: 1 / -1; margin: 0; color: var(--vls-quiet); font-size: 12px; }
 .vls-form p.vls-bad { color: var(--vls-wrong); }
 .vls-acts { display: flex; flex-wrap: wrap; gap: 6px; border-top: 1px solid var(--vls-line); padding-top: 12px; }

@@ -4,9 +4,10 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { ask, element } from "./clips_server.js";
-import { after } from "./node_hooks.js";
+import { addElement, after } from "./node_hooks.js";
 import { labelled } from "./stack_parts.js";
 import { drawLevels, drawLoss, heldOut, short, stepAt } from "./train_view_chart.js";
+import { PREVIEWS_HEIGHT, PreviewStage } from "./train_view_previews.js";
 import { TRAIN_STYLE } from "./train_view_style.js";
 
 const EVENT = "video_lora.run";
@@ -16,10 +17,10 @@ const MOST_POINTS = 1500; // beyond, the server brings them down to 500
 const BETWEEN_WORDS = 10000; // that are read out
 const BETWEEN_LOADS = 1000;
 const AFTER_JUDGING = 6000; // by then the judgement is on the server's disk
-const STATES = { finished: "Finished", stopped: "Stopped", running: "Broken off", unmatched: "Finished, keys unmatched" };
-const NOTHING = { points: [], held_out: [], experts: [], total: 0, last: 0, status: "", now: null };
+const STATES = { finished: "Finished", paused: "Paused", stopped: "Stopped", running: "Broken off", unmatched: "Finished, keys unmatched" };
+const NOTHING = { points: [], held_out: [], experts: [], previews: [], total: 0, last: 0, status: "", now: null };
+const TRAINING = new Set(["VLSTrain", "VLSContinue"]);
 const views = new Set();
-let made = 0;
 
 const expertWords = (expert) => (expert ? expert.replaceAll("_", " ") : "");
 const steps = (number) => number.toLocaleString("en");
@@ -85,12 +86,13 @@ class RunView {
         this.svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
         this.svg.setAttribute("role", "img");
         this.picture = element("div", { className: "vls-run-picture" }, [this.svg]);
+        this.stage = new PreviewStage();
         this.figures = element("dl", { className: "vls-run-figures" });
         this.words = labelled("p", { role: "status", "aria-live": "polite" }, { className: "vls-run-said" });
         this.full = [
             element("div", { className: "vls-run-head" }, [this.state, this.steps]), this.bar,
             element("div", { className: "vls-run-top" }, [this.choices, this.legend]), this.picture, this.figures,
-            this.words,
+            this.words, this.stage.element,
         ];
         this.element = labelled("div", { role: "group", "aria-label": "The run" }, { className: "vls-run" },
             [this.none, ...this.full]);
@@ -104,12 +106,20 @@ class RunView {
 
     /** Whether an event is of this node's run: by its name, or by the node where the name comes in by a socket. */
     hears({ run, node }) {
-        const linked = this.node.inputs?.some(({ widget, link }) => widget?.name === "name" && link != null);
-        return linked ? String(node).split(":").at(-1) === String(this.node.id) : run === this.name;
+        const { name } = this;
+        return name ? run === name : String(node).split(":").at(-1) === String(this.node.id);
     }
 
+    /** The name of the run, its own or that of the node which began it; empty where it comes in by a socket. */
     get name() {
-        return this.node.widgets?.find((widget) => widget.name === "name")?.value ?? "";
+        for (let node = this.node, left = 100; node && left; left--) {
+            const widget = node.widgets?.find((one) => one.name === "name");
+            if (widget) {
+                return node.inputs?.some((input) => input.widget?.name === "name" && input.link != null) ? "" : widget.value;
+            }
+            node = node.getInputNode?.(node.inputs?.findIndex((input) => input.name === "run"));
+        }
+        return "";
     }
 
     /** What the server has of a run, or of the one that the node names. */
@@ -118,6 +128,8 @@ class RunView {
         const told = run ? await ask(`run?name=${encodeURIComponent(run)}`).catch(() => null) : NOTHING;
         if (told) {
             Object.assign(this, { run, curve: told, now: told.now });
+            this.stage.take(told.previews);
+            this.fit();
             this.draw();
         }
     }
@@ -138,8 +150,11 @@ class RunView {
             this.loadSoon(event.run);
             return;
         }
-        const before = this.now?.phase ?? "";
+        const { phase: before = "", preview = "" } = this.now ?? {};
         this.now = event;
+        if (event.preview !== preview) {
+            this.loadSoon(event.run);
+        }
         if (event.run !== this.run || !this.add(event)) {
             this.loadSoon(event.run);
         } else if (event.phase !== before) {
@@ -193,6 +208,7 @@ class RunView {
         this.element.classList.toggle("vls-canvas", !LiteGraph.vueNodesMode);
         this.none.hidden = !empty;
         this.full.forEach((part) => (part.hidden = empty));
+        this.stage.element.hidden = this.stage.empty;
         if (empty) {
             return;
         }
@@ -292,15 +308,10 @@ function passOn(root) {
 
 function addView(node) {
     const view = new RunView(node);
-    const type = `vls_run_${made++}`; // Nodes 2.0 keeps the element of a widget of the same type when Undo makes anew
-    const widget = node.addDOMWidget("run", type, view.element, {
-        serialize: false, hideOnZoom: false, getMinHeight: () => HEIGHT,
+    addElement(node, "run", view.element, {
+        getMinHeight: () => HEIGHT + (view.stage.empty ? 0 : PREVIEWS_HEIGHT),
     });
-    // The panel of parameters at the side would draw the widget on a canvas of its own, and make it as narrow as that.
-    Object.defineProperty(widget.options, "canvasOnly", { get: () => !LiteGraph.vueNodesMode, enumerable: true });
-    Object.defineProperty(widget, "width", { get: () => undefined, set: () => {}, configurable: true });
-    widget.serialize = false;
-    const fit = () => {
+    const fit = view.fit = () => {
         const least = node.computeSize();
         node.setSize([Math.max(node.size[0], least[0], NARROWEST), Math.max(node.size[1], least[1])]);
     };
@@ -308,6 +319,7 @@ function addView(node) {
         fit();
         view.loadSoon();
     });
+    after(node, "onConnectionsChange", () => view.loadSoon(undefined, 100));
     after(node, "onAdded", () => views.add(view));
     after(node, "onRemoved", () => views.delete(view));
     const name = node.widgets.find((one) => one.name === "name");
@@ -327,7 +339,7 @@ app.registerExtension({
         api.addEventListener("reconnected", () => views.forEach((view) => view.loadSoon(view.run || undefined)));
     },
     nodeCreated(node) {
-        if (node.comfyClass === "VLSTrain") {
+        if (TRAINING.has(node.comfyClass)) {
             addView(node);
         }
     },

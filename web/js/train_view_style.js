@@ -1,10 +1,10 @@
 /* How a run looks on Train LoRA: ComfyUI's own colours, nothing below 11 pixels. */
 
 import { COLOURS } from "./clips_style.js";
+import { PREVIEWS_HEIGHT } from "./train_view_previews.js";
 
 export const TRAIN_STYLE = `
 .vls-run { ${COLOURS} font-family: Inter, system-ui, "Segoe UI", Roboto, sans-serif; font-size: 12px; line-height: 1.35;
-    --vls-quiet: color-mix(in srgb, var(--fg-color, #fff) 82%, var(--bg-color, #202020));
     --vls-held: color-mix(in srgb, #f08c00 74%, var(--fg-color, #fff));
     --vls-smooth: color-mix(in srgb, #3d8bdb 86%, var(--fg-color, #fff));
     display: flex; flex-direction: column; gap: 6px; min-width: 0; box-sizing: border-box; padding: 8px 10px;
@@ -58,5 +58,15 @@ export const TRAIN_STYLE = `
 .vls-run-figures div { min-width: 0; }
 .vls-run-figures dt { color: var(--vls-quiet); font-size: 11px; }
 .vls-run-figures dd { margin: 0; font-weight: 500; font-variant-numeric: tabular-nums; }
+.vls-run-previews { height: ${PREVIEWS_HEIGHT - 6}px; display: flex; flex-direction: column; gap: 4px; }
+.vls-run-clips { flex: 1; min-height: 0; display: flex; gap: 4px; justify-content: center; }
+.vls-run-clips video { flex: 1 1 0; min-width: 0; height: 100%; object-fit: contain; border-radius: 5px;
+    background: #000; }
+.vls-run-turn { display: flex; align-items: center; gap: 6px; color: var(--vls-quiet); }
+.vls-run-turn span { flex: 1; min-width: 0; text-align: center; overflow: hidden; text-overflow: ellipsis;
+    white-space: nowrap; font-variant-numeric: tabular-nums; }
+.vls-run .vls-run-turn button { width: 24px; height: 24px; border-radius: 5px; font-size: 16px; line-height: 1; }
+.vls-run .vls-run-turn button:hover:enabled { background: color-mix(in srgb, var(--fg-color, #fff) 10%, transparent); }
+.vls-run .vls-run-turn button:disabled { opacity: 0.35; cursor: default; }
 .vls-run-said { margin: 0; color: var(--vls-quiet); }
 @media (prefers-reduced-motion: reduce) { .vls-run * { transition: none !important; } }`;
