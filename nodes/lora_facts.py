@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..loaders.lora_forms import DOWN, take_apart
 from ..loaders.safetensors_file import Header
 
-DOWN = (".lora_A.weight", ".lora_down.weight", ".lora_A.default.weight", ".lora.down.weight")
-"""Endings of the matrix whose rows are the rank, in the forms that are about."""
 PREVIEW_KINDS = {".png": "image/png", ".jpg": "image/jpeg", ".jpeg": "image/jpeg", ".webp": "image/webp",
                  ".gif": "image/gif", ".mp4": "video/mp4", ".webm": "video/webm"}
 """What may lie beside a LoRA to show what it does, as `name.preview.png` or `name.png`."""
@@ -60,7 +59,8 @@ def preview_beside(lora: Path) -> Path | None:
 
 
 def _rank(header: Header) -> str:
-    ranks = {info.shape[0] for name, info in header.tensors.items() if name.endswith(DOWN) and info.shape}
+    downs = (info for name, info in header.tensors.items() if (key := take_apart(name)) and key.role == DOWN)
+    ranks = {info.shape[0] for info in downs if info.shape}
     if not ranks:
         return header.metadata.get("ss_network_dim", "")[:LONGEST]
     return f"{min(ranks)}" if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
