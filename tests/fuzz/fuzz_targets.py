@@ -30,6 +30,7 @@ TARGETS = {
         Target(name="GGUF headers", make=fuzz_files.gguf, seeds=fuzz_files.gguf_seeds),
         Target(name="LoRA files", make=fuzz_files.lora, seeds=lambda: DRAWN),
         Target(name="stack rows", make=fuzz_values.rows, seeds=fuzz_values.rows_seeds),
+        Target(name="strengths", make=fuzz_values.strengths, seeds=fuzz_values.strengths_seeds),
         Target(name="caption files", make=fuzz_files.captions, seeds=fuzz_files.captions_seeds),
         Target(name="caption tables", make=fuzz_files.tables, seeds=fuzz_files.tables_seeds),
         Target(name="run folder and records", make=fuzz_files.records, seeds=fuzz_files.records_seeds),

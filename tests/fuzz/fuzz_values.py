@@ -61,8 +61,20 @@ def rows_seeds() -> list[bytes]:
     return [bytes([first]) + text for first, text in zip((100, 230), texts, strict=True)] + DRAWN
 
 
+def strengths(data: bytes, place: Path) -> Work:
+    sys.modules["folder_paths"] = folders(place)
+    parse_strengths = nodes_module("compare_plan").parse_strengths
+    text = as_text(expanded(data))
+    return lambda: parse_strengths(text)
+
+
+def strengths_seeds() -> list[bytes]:
+    return [bytes([100]) + text for text in (b"0, 1", b"0,0.5, 1.5,-2", b" 1e1 ,.5", b"0," * 200)] + DRAWN
+
+
 GROUPS = (
     settings.RunConfig,
+    settings.PreviewConfig,
     settings.RecipeConfig,
     settings.CutConfig,
     settings.MemoryConfig,
