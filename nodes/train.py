@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from .. import training
 from . import places
-from .host_encoders import HostDecoder, check_vae
+from .host_encoders import HostDecoder, check_audio_vae, check_vae
 from .key_check import check_keys
 from .progress import RunListener, show_text
 from .sockets import (
@@ -158,6 +158,8 @@ def decoder_of(vae: Any, audio_vae: Any, base: BaseChoice) -> training.ClipDecod
     if vae is None:
         return None
     check_vae(vae, base.base)
+    if audio_vae is not None:
+        check_audio_vae(audio_vae)
     return HostDecoder(vae, audio_vae)
 
 
