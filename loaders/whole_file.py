@@ -7,6 +7,7 @@ import errno
 import os
 import re
 import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -52,6 +53,12 @@ def write_text(path: Path, text: str) -> None:
     """Replace a file by this text in UTF-8. Raises like `whole_file`."""
     with whole_file(path) as file:
         file.write(text.encode("utf-8"))
+
+
+def copy_whole(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all. Raises like `whole_file`."""
+    with source.open("rb") as old, whole_file(target) as new:
+        shutil.copyfileobj(old, new)
 
 
 def remove_leftovers(folder: Path, name: str = "") -> None:

@@ -12,6 +12,7 @@ from .progress import NodeListener, show_text
 from .sockets import CATEGORY, Base, BaseChoice, Clips, Recipe, TrainingSetSocket, all_settings
 
 ENCODERS = ("vae", "clip", "clip_vision", "audio_vae")
+MOST_PROMPTS = int(training.limits_of(training.PreviewConfig, "clips").high)
 
 
 class Prepare(io.ComfyNode):
@@ -66,8 +67,8 @@ class Prepare(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     display_name="Preview prompts",
-                    tooltip="What Train LoRA shows while it trains, one prompt a line. Empty: the first captions of "
-                    "the clips.",
+                    tooltip="What Train LoRA shows while it trains, one prompt a line, as many as Clips of Preview "
+                    "Settings says. Empty: the first captions of the clips.",
                 ),
             ],
             outputs=[
@@ -111,13 +112,23 @@ class Prepare(io.ComfyNode):
             frames=frames,
             cut=cut,
             recipe=recipe,
-            prompts=[line.strip() for line in preview_prompts.splitlines() if line.strip()],
+            prompts=prompts_of(preview_prompts),
             cache=training.FeatureCache(places.feature_folder()),
             device=model_management.get_torch_device(),
             listener=NodeListener(cls.hidden.unique_id),
         )
         show_text(prepared.report.partition("\n")[0], cls.hidden.unique_id)
         return io.NodeOutput(prepared.training_set, prepared.report, training.contact_sheet(prepared))
+
+
+def prompts_of(text: str) -> list[str]:
+    """The prompts of previews, one a line. ValueError where they are too many or cannot be read."""
+    prompts, most = [line.strip() for line in text.splitlines() if line.strip()], MOST_PROMPTS
+    if len(prompts) > most:
+        raise ValueError(f"Preview prompts has {len(prompts)} lines, and at most {most} are shown: write fewer.")
+    if text != text.encode("utf-8", errors="ignore").decode():
+        raise ValueError("Preview prompts holds half a character, which no text encoder reads: write it anew.")
+    return prompts
 
 
 def size_input(name: str, label: str, most: int, help: str) -> io.Input:

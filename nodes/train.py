@@ -11,7 +11,8 @@ from comfy_api.latest import io, ui
 
 from .. import training
 from . import places
-from .host_encoders import HostDecoder, check_audio_vae, check_vae
+from .host_decoder import HostDecoder
+from .host_encoders import check_audio_vae, check_vae
 from .key_check import check_keys
 from .progress import RunListener, show_text
 from .sockets import (

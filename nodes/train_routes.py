@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -29,8 +31,16 @@ def _curve(name: str) -> dict[str, Any]:
     kept = (listener.first, [*listener.losses]) if listener else ()
     now = listener.now if listener else None
     folder = places.run_folder(name)
-    previews = [
-        {**each, "path": places.shown_output(each["path"]), "made": places.stamp(each["path"])}
-        for each in training.list_previews(folder)
-    ]
-    return training.read_curve(folder, *kept).as_dict() | {"now": now, "previews": previews}
+    curve = training.read_curve(folder, *kept)
+    return curve.as_dict() | {"now": now, "previews": _previews(folder, curve)}
+
+
+def _previews(folder: Path, curve: training.RunCurve) -> list[dict[str, Any]]:
+    """Every preview of the steps that are in the curve: a run that has begun anew shows none of what it was before."""
+    before, told = dict(curve.experts), []
+    for each in training.list_previews(folder):
+        with contextlib.suppress(FileNotFoundError):  # put aside at this moment
+            if each["step"] + before.get(each["expert"], 0) <= curve.last:
+                path = each["path"]
+                told.append({**each, "path": places.shown_output(path), "made": places.stamp(path)})
+    return told

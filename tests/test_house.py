@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from video_lora_studio import training
+
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = {"loaders": 0, "training": 1, "nodes": 2}
 HOST = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "folder_paths", "server", "execution", "node_helpers"}
@@ -88,6 +90,12 @@ def test_file_names_are_unique_and_say_something():
     names = [path.stem for path in FILES if path.stem != "__init__"]
     assert len(names) == len(set(names))
     assert not VAGUE & set(names)
+
+
+def test_no_public_word_is_a_modules_name():
+    """Importing such a module would put it in the word's place."""
+    modules = {path.stem for path in (ROOT / "training").glob("*.py")} | {"dataset", "families", "memory"}
+    assert not modules & set(training.__all__)
 
 
 def test_no_family_is_named_outside_its_file():

@@ -20,6 +20,8 @@ def lora_header(
     """Header entries, all strings."""
     size = f"{training_set.width}x{training_set.height}"
     alpha = config.adapter.scale(config.rank) * config.rank
+    # How it was looked at and where it paused are no part of what it is: chunks end with the bytes of an undivided run.
+    settings = {name: value for name, value in config.as_dict().items() if name not in ("pause_at", "preview")}
     return {
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.title": config.name,
@@ -45,6 +47,6 @@ def lora_header(
         "ss_num_train_images": str(len(training_set.samples)),
         "ss_frames": str(training_set.frames),
         RUN_KEY: key,
-        "video_lora.settings": json.dumps(config.as_dict(), sort_keys=True),
+        "video_lora.settings": json.dumps(settings, sort_keys=True),
         "video_lora.data": training_set.data_hash,
     }

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,33 +59,48 @@ def scenes_of(training_set: TrainingSet, clips: int) -> list[Scene]:
 def previewing(
     context: StepContext, training_set: TrainingSet, config: RunConfig, decoder: ClipDecoder | None, optimizer: Stepper,
     listener: Listener, recovery: Recovery, place: Callable[[int, int], Path], note: Callable[[Sequence[str]], None],
-) -> Callable[[RunState], None]:
-    """What makes previews of a run, after the steps where they are due and before the first.
+) -> Callable[..., None]:
+    """What makes previews of a run after the steps where they are due, where the run begins and where it goes on.
 
-    `place` says where the preview of a step and a number from 1 on goes. What fails is noted once, with the reason,
-    and the run goes on: of what it learns nothing depends on previews. Raises what `listener` raises to stop.
+    `place` says where the preview of a step and a number from 1 on goes. What fails is noted once for each reason, and
+    the run goes on: of what it learns nothing depends on previews. A run that goes on makes only what is missing, where
+    it was broken off. Raises what `listener` raises to stop.
     """
     scenes = scenes_of(training_set, config.preview.clips) if decoder else []
     every, failed = config.preview.every, set()
 
-    def show(state: RunState) -> None:
+    def show(state: RunState, goes_on: bool = False) -> None:
         if state.step not in (0, config.last_step) and not (every and state.step % every == 0):
             return
         for number, scene in enumerate(scenes, 1):
             path = place(state.step, number)
+            if goes_on and path.is_file():
+                continue
             said = Progress(phase="Making a preview", done=state.step, total=config.steps, detail=scene.text[:80])
             listener.report(said)
             try:
                 made = sampled(context, training_set, scene, config.preview, number - 1, optimizer, listener, recovery)
-                sound = decoder.decode_sound(made["audio"]) if "audio" in made else None
-                write_clip(path, decoder.decode(made["video"]), context.base.grid.fps, *(sound or ()))
+                frames, *sound = _decoded(decoder, made)
+                write_clip(path, frames, context.base.grid.fps, *sound)
                 listener.report(dataclasses.replace(said, preview=path))
             except (OSError, ValueError, RuntimeError, MemoryError) as error:
-                if str(error) not in failed:
-                    failed.add(str(error))
-                    note([f"No preview at step {state.step}: {error}"])
+                reason = str(error).replace(str(path), str(path.parent)).replace(path.name, "it")
+                if reason not in failed:
+                    failed.add(reason)
+                    note([f"No preview at step {state.step}: {reason}"])
 
     return show
+
+
+def _decoded(decoder: ClipDecoder, made: Streams) -> tuple[Any, ...]:
+    """Frames, and where there is sound its waveform and rate. RuntimeError whatever the host raises."""
+    try:
+        sound = decoder.decode_sound(made["audio"]) if "audio" in made else None
+        return decoder.decode(made["video"]), *(sound or ())
+    except Exception as error:  # of all sorts, and none of them is a reason to stop a run
+        log.debug("The VAE cannot decode a preview", exc_info=True)
+        words = str(error) or type(error).__name__
+        raise RuntimeError(f"the VAE cannot decode it: {words}") from error
 
 
 @torch.no_grad()

@@ -45,6 +45,11 @@ class ProgressFile:
         write_text(self._path, _lines([*self._done, *_entries(state, before, expert)]))
         self._count(state)
 
+    def keep(self, state: RunState, before: int, expert: str) -> None:
+        """Begin the file anew with one more part that is done, and was before this start of the run."""
+        self.done(state, before, expert)
+        write_text(self._path, _lines(self._done))
+
     def add(self, state: RunState, before: int, expert: str) -> None:
         """Add what is new of the part that goes on; what cannot be written now, on a full disk, is the next time."""
         new = _entries(state, before, expert, losses=self._losses, judgements=self._judgements)

@@ -161,8 +161,7 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         output.note(plan.lines)
         judge(state)
         output.keep_best()
-        if not state.step:
-            preview(state)
+        preview(state, goes_on=state.step > 0)
         steps = partial(
             run_steps, context, config, parameters=list(adapter.parameters()), optimizer=optimizer, state=state,
             listener=listener, after_step=after_step, recovery=fitting.recovery,

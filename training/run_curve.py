@@ -26,11 +26,13 @@ class RunCurve:
     """What a run has shown so far. Steps are counted through all of its parts."""
 
     status: str
-    """As run.json says: `running`, `stopped`, `finished`, `unmatched`; empty where there is no run."""
+    """As run.json says: `running`, `stopped`, `paused`, `finished`, `unmatched`; empty where there is no run."""
     total: int
     """Steps that were asked for."""
     last: int
     """The last step that is in the curve; 0 where there is none."""
+    made: int
+    """How many steps are in it: of two parts the first may pause before its end."""
     experts: tuple[tuple[str, int], ...]
     """The two parts of a run of two experts: name, steps before it."""
     points: tuple[tuple[int, float, float, float], ...]
@@ -69,7 +71,8 @@ def read_curve(folder: Path, first: int = 0, losses: Sequence[float] = ()) -> Ru
             drawn, smoothing = _part(part, [found[step] for step in part], keep)
             points += drawn
     return RunCurve(
-        status=str(record.get("status", "")), total=total, last=last, experts=experts, points=tuple(points),
+        status=str(record.get("status", "")), total=total, last=last, made=len(steps), experts=experts,
+        points=tuple(points),
         held_out=tuple(each for each in held_out if each[0] <= last), smoothing={"keep": keep, **smoothing},
     )
 

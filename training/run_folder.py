@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -23,7 +24,9 @@ from typing import Any
 
 from ..loaders.feature_cache import file_digest
 from ..loaders.lora_file import written_by_run
-from ..loaders.whole_file import remove_leftovers, whole_file, write_text
+from ..loaders.whole_file import copy_whole, remove_leftovers, write_text
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 PREVIEW_NAME = re.compile(r"(?:(?P<expert>\w+)-)?step-(?P<step>\d{1,9})-(?P<number>\d{1,3})\.mp4")
@@ -113,21 +116,28 @@ class RunFolder:
         for folder in (self.folder, *(self.folder / name for name in ("checkpoints", "previews", "replaced"))):
             remove_leftovers(folder)
 
-    def put_previews_aside(self, key: str) -> None:
-        """Move the previews of the run with this key, which another one follows, to replaced/."""
-        kept = self.folder / "replaced" / f"previews-{key[:8]}"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(kept, ignore_errors=True)
-        with contextlib.suppress(FileNotFoundError):
-            (self.folder / "previews").rename(kept)
+    def exchange_previews(self, before: str, now: str) -> None:
+        """Move the previews of the run with the key `before` to replaced/, and those of `now`, that lie there, back."""
+        shown, aside = self.folder / "previews", self.folder / "replaced"
+        try:
+            aside.mkdir(parents=True, exist_ok=True)
+            if shown.is_dir():
+                shutil.rmtree(aside / f"previews-{_owner(before)}", ignore_errors=True)
+                shown.rename(aside / f"previews-{_owner(before)}")
+            if (aside / f"previews-{_owner(now)}").is_dir():
+                (aside / f"previews-{_owner(now)}").rename(shown)
+        except OSError as error:  # one of them is being played (Windows): what is only shown must not stop a run
+            log.warning("The previews of the run before stay beside the new ones: %s", error)
 
     def keep_replaced(self, lora_file: Path) -> None:
         """Copy a LoRA that is about to be replaced by another run's to replaced/. Raises like `whole_file`."""
-        owner = written_by_run(lora_file) or "unknown"
-        kept = self.folder / "replaced" / f"{lora_file.stem}-{owner[:8]}.safetensors"
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with lora_file.open("rb") as source, whole_file(kept) as copy:
-            shutil.copyfileobj(source, copy)
+        name = f"{lora_file.stem}-{_owner(written_by_run(lora_file))}.safetensors"
+        copy_whole(lora_file, self.folder / "replaced" / name)
+
+
+def _owner(key: str | None) -> str:
+    """The part of file names that says whose a file was; keys come from files, which may hold anything."""
+    return key[:8] if key and re.fullmatch(r"[0-9a-f]+", key) else "unknown"
 
 
 def list_previews(run_folder: Path) -> list[dict[str, Any]]:
@@ -135,7 +145,7 @@ def list_previews(run_folder: Path) -> list[dict[str, Any]]:
     found = ((PREVIEW_NAME.fullmatch(path.name), path) for path in run_folder.glob("previews/*.mp4"))
     previews = [
         {"step": int(name["step"]), "expert": name["expert"] or "", "number": int(name["number"]), "path": path}
-        for name, path in found if name
+        for name, path in found if name and path.is_file()
     ]
     return sorted(previews, key=lambda each: (each["expert"], each["step"], each["number"]))
 

@@ -67,6 +67,11 @@ class Part:
     """Steps that were asked for in the parts before it."""
 
     @property
+    def pauses(self) -> bool:
+        """Whether it stops before its last step."""
+        return self.config.last_step < self.config.steps
+
+    @property
     def lora_file(self) -> Path:
         """Where the LoRA goes."""
         return self._file()
@@ -136,7 +141,7 @@ class RunOutput:
         elif record:
             different = changes(record.get("facts") if isinstance(record.get("facts"), dict) else {}, self._facts)
             self.note([f"A new run, other than the last one of this name: {'; '.join(different)}"])
-            self._folder.put_previews_aside(str(record.get("key")))
+            self._folder.exchange_previews(str(record.get("key")), self._key)
         self._record("running")
 
     def kept(self, part: Part) -> dict[str, Tensor] | None:
@@ -147,7 +152,7 @@ class RunOutput:
         point, _ = self.points(part).newest(kept["steps"])
         if point is None or point.state.step != kept["steps"]:
             return None
-        self._progress.done(point.state, part.before, part.base.expert)
+        self._progress.keep(point.state, part.before, part.base.expert)
         self._before += point.state.losses
         self._went_on += point.state.step
         self.note([f"{part.lora_file.name} was finished already", *kept["report"]])
@@ -210,7 +215,7 @@ class RunOutput:
         """
         self._save_point()
         part, step = self._now.part, self._now.state.step
-        if step == part.config.last_step < part.config.steps:
+        if part.pauses and step == part.config.last_step:
             self._write_lora(self._folder.checkpoint(step, part.base.expert), self._patiently)
         return self._save_lora(self._patiently)
 

@@ -11,7 +11,7 @@ from video_lora_studio.loaders.lora_forms import as_comfyui_loads, lora_layers
 from video_lora_studio.loaders.safetensors_file import read_header
 from video_lora_studio.training import families_of, lora_norms, lora_picture, lora_rank, read_any_lora
 from video_lora_studio.training.families import FAMILIES
-from video_lora_studio.training.lora_norms import LoraNorms, delta_norm
+from video_lora_studio.training.norms import LoraNorms, delta_norm
 
 FAMILY = {family.name: family for family in FAMILIES}
 LAYERS = {

@@ -118,7 +118,7 @@ def test_what_fails_is_said_once_and_the_run_goes_on(start):
 
     result = start(decoder=Broken())
     assert len(result.losses) == 4
-    assert result.report.count("No preview at step 0: the VAE ran out of memory") == 1
+    assert result.report.count("No preview at step 0: the VAE cannot decode it: the VAE ran out of memory") == 1
 
 
 def test_whoever_stops_is_heard_within_a_preview(start):

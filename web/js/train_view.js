@@ -18,7 +18,7 @@ const BETWEEN_WORDS = 10000; // that are read out
 const BETWEEN_LOADS = 1000;
 const AFTER_JUDGING = 6000; // by then the judgement is on the server's disk
 const STATES = { finished: "Finished", paused: "Paused", stopped: "Stopped", running: "Broken off", unmatched: "Finished, keys unmatched" };
-const NOTHING = { points: [], held_out: [], experts: [], previews: [], total: 0, last: 0, status: "", now: null };
+const NOTHING = { points: [], held_out: [], experts: [], previews: [], total: 0, last: 0, made: 0, status: "", now: null };
 const TRAINING = new Set(["VLSTrain", "VLSContinue"]);
 const views = new Set();
 
@@ -127,6 +127,9 @@ class RunView {
         Object.assign(this, { loaded: Date.now(), due: Infinity });
         const told = run ? await ask(`run?name=${encodeURIComponent(run)}`).catch(() => null) : NOTHING;
         if (told) {
+            if (run !== this.run) {
+                this.stage.take(); // the newest of another run
+            }
             Object.assign(this, { run, curve: told, now: told.now });
             this.stage.take(told.previews);
             this.fit();
@@ -176,6 +179,7 @@ class RunView {
             }
             curve.smoothing.sum = keep * curve.smoothing.sum + (1 - keep) * loss;
             curve.smoothing.weight = keep * curve.smoothing.weight + 1 - keep;
+            curve.made++;
             curve.points.push([++curve.last, loss, loss, curve.smoothing.sum / curve.smoothing.weight]);
         }
         Object.assign(curve, { total });
@@ -216,10 +220,10 @@ class RunView {
         const state = now ? now.phase : STATES[curve.status] ?? "";
         this.state.textContent = [state, expertWords(now?.expert)].filter(Boolean).join(" · ");
         this.state.title = this.state.textContent;
-        this.steps.textContent = this.at === null ? `Step ${steps(curve.last)} of ${steps(total)}` : `At step ${steps(this.at)}`;
-        this.done.style.width = `${(100 * curve.last) / (total || 1)}%`;
+        this.steps.textContent = this.at === null ? `Step ${steps(curve.made)} of ${steps(total)}` : `At step ${steps(this.at)}`;
+        this.done.style.width = `${(100 * curve.made) / (total || 1)}%`;
         this.bar.setAttribute("aria-valuemax", total);
-        this.bar.setAttribute("aria-valuenow", curve.last);
+        this.bar.setAttribute("aria-valuenow", curve.made);
         this.showFigures();
         this.showPicture();
         this.say(now ? BETWEEN_WORDS : 0);
@@ -280,7 +284,7 @@ class RunView {
         if (Date.now() - this.said >= wait || this.told !== this.run) {
             const words = curve.points.length ? courseWords(curve) : "";
             this.words.textContent = words;
-            this.svg.setAttribute("aria-label", `Loss over ${steps(curve.last)} steps. ${words}`);
+            this.svg.setAttribute("aria-label", `Loss over ${steps(curve.made)} steps. ${words}`);
             Object.assign(this, { said: Date.now(), told: this.run });
         }
     }

@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from .dataset.contact_sheet import FAINT, INK, PAPER, font_for
-from .lora_norms import LoraNorms
+from .norms import LoraNorms
 
 WIDTH, HEIGHT = 1024, 480  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 84, 24, 104, 64  # around the bars

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .families import FAMILIES
-from .lora_norms import BLOCK
+from .norms import BLOCK
 
 
 @dataclass(frozen=True, kw_only=True)
