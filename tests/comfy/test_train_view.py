@@ -244,6 +244,8 @@ def test_a_run_is_watched_as_it_goes(page: Page, comfy: ComfyServer, clips: str)
     page.find(".vls-run-state", "Training")
 
     assert_previews_play(page)
+    if PICTURES:
+        page.picture(Path(PICTURES) / f"training_{page.evaluate('LiteGraph.vueNodesMode')}.png")
 
     reload(page, comfy, LIVE)  # as a second browser does
     assert steps_seen(page, lambda step: step > max(seen))

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from .family_parts import ClipVision, FamilyTextEncoder, FamilyVae
 from .health_parts import Break, Fresh, Probe
+from .named_files import install
 from .weights import VOCABULARY, fill, tokenizer_model
 from .writing_parts import WritingClip
 
@@ -38,6 +39,21 @@ def counted(kind: str, function):
     return call
 
 
+def umt5(seed: int = 0, width: int = 4096) -> comfy.sd.CLIP:
+    class Target:
+        params = {}
+        clip = comfy.text_encoders.wan.te()
+        tokenizer = comfy.text_encoders.wan.WanT5Tokenizer
+
+    config = {
+        "d_model": width, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1, "vocab_size": VOCABULARY + 100,
+    }
+    options = {"umt5xxl_model_config": config, "dtype": torch.float32}
+    clip = comfy.sd.CLIP(Target, tokenizer_data={"spiece_model": tokenizer_model()}, model_options=options)
+    fill(clip.cond_stage_model, seed, width)
+    return clip
+
+
 class TinyTextEncoder(io.ComfyNode):
     @classmethod
     def define_schema(cls):
@@ -54,17 +70,7 @@ class TinyTextEncoder(io.ComfyNode):
 
     @classmethod
     def execute(cls, seed, width, count):
-        class Target:
-            params = {}
-            clip = comfy.text_encoders.wan.te()
-            tokenizer = comfy.text_encoders.wan.WanT5Tokenizer
-
-        config = {
-            "d_model": width, "d_ff": 64, "d_kv": 64, "num_heads": 1, "num_layers": 1, "vocab_size": VOCABULARY + 100,
-        }
-        options = {"umt5xxl_model_config": config, "dtype": torch.float32}
-        clip = comfy.sd.CLIP(Target, tokenizer_data={"spiece_model": tokenizer_model()}, model_options=options)
-        fill(clip.cond_stage_model, seed, width)
+        clip = umt5(seed, width)
         if count:
             model = clip.cond_stage_model
             model.encode_token_weights = counted("clip", model.encode_token_weights)
@@ -120,6 +126,9 @@ class Write(io.ComfyNode):
 
 
 class TinyParts(ComfyExtension):
+    async def on_load(self):
+        install(umt5)
+
     async def get_node_list(self):
         return [
             TinyTextEncoder, CountEncodes, Write, FamilyTextEncoder, FamilyVae, ClipVision, WritingClip, Break, Fresh,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from unittest import mock
 
 import comfy.clip_vision
@@ -79,7 +80,7 @@ EXAMPLES = {
 """What ComfyUI's VAE object gives these classes beside their widths."""
 
 
-def small_vae(kind: str) -> comfy.sd.VAE:
+def small_vae(kind: str, make: Callable[..., comfy.sd.VAE] = comfy.sd.VAE) -> comfy.sd.VAE:
     """ComfyUI's VAE object around its own class with fewer channels than any file has."""
     module, name, widths = VAES[kind]
     full = getattr(module, name)
@@ -88,7 +89,13 @@ def small_vae(kind: str) -> comfy.sd.VAE:
         return full(**{**config, **widths})
 
     with mock.patch.object(module, name, small):
-        return comfy.sd.VAE(sd=seeded(small(**EXAMPLES[kind])), dtype=torch.float32)
+        return make(sd=seeded(small(**EXAMPLES[kind])), dtype=torch.float32)
+
+
+def clip_vision() -> comfy.clip_vision.ClipVisionModel:
+    model = comfy.clip_vision.ClipVisionModel(CLIP_VISION)
+    model.load_sd(seeded(model.model))
+    return model
 
 
 class FamilyTextEncoder(io.ComfyNode):
@@ -133,6 +140,4 @@ class ClipVision(io.ComfyNode):
 
     @classmethod
     def execute(cls):
-        model = comfy.clip_vision.ClipVisionModel(CLIP_VISION)
-        model.load_sd(seeded(model.model))
-        return io.NodeOutput(model)
+        return io.NodeOutput(clip_vision())
