@@ -157,6 +157,8 @@ class ContinueTraining(io.ComfyNode):
 def decoder_of(vae: Any, audio_vae: Any, base: BaseChoice) -> training.ClipDecoder | None:
     """What makes videos of previews; None without a VAE. ValueError where it is another model's."""
     if vae is None:
+        if audio_vae is not None:
+            raise ValueError("Train LoRA has an audio VAE and no VAE, so no clips can be made: connect vae as well.")
         return None
     check_vae(vae, base.base)
     if audio_vae is not None:

@@ -97,7 +97,7 @@ def judging(
         due = state.step in (0, config.steps) or every and state.step % every == 0
         if not due or any(state.step == judgement.step for judgement in state.judged):
             return
-        listener.report(Progress(phase="Judging held-out clips", done=state.step, total=config.steps))
+        listener.report(Progress(phase="Judging held-out clips, step", done=state.step, total=config.steps))
         losses = persist(partial(held_out_losses, asked, optimizer, listener), recovery)
         state.judged.append(Judgement(step=state.step, levels=losses))
 

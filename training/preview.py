@@ -76,7 +76,7 @@ def previewing(
             path = place(state.step, number)
             if goes_on and path.is_file():
                 continue
-            said = Progress(phase="Making a preview", done=state.step, total=config.steps, detail=scene.text[:80])
+            said = Progress(phase="Making a preview, step", done=state.step, total=config.steps, detail=scene.text[:80])
             listener.report(said)
             try:
                 made = sampled(context, training_set, scene, config.preview, number - 1, optimizer, listener, recovery)

@@ -9,9 +9,11 @@ Steps are counted through all parts of a run, as many before a part as the parts
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -54,11 +56,11 @@ class ProgressFile:
         """Add what is new of the part that goes on; what cannot be written now, on a full disk, is the next time."""
         new = _entries(state, before, expert, losses=self._losses, judgements=self._judgements)
         try:
-            with self._path.open("ab") as file:
-                size = file.tell()
+            with self._path.open("ab", buffering=0) as file:  # a buffer would try the rest once more on truncating
+                size, lines = file.tell(), _lines(new).encode()
                 try:
-                    file.write(_lines(new).encode())
-                    file.flush()
+                    if file.write(lines) < len(lines):
+                        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
                 except OSError:
                     with contextlib.suppress(OSError):
                         file.truncate(size)

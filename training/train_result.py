@@ -69,7 +69,7 @@ def earlier_result(record: Mapping[str, Any], folder: RunFolder, parts: Sequence
         copy = folder.checkpoint(part.config.last_step, part.base.expert)
         if not copy.is_file():
             copy_whole(part.lora_file, copy)
-    ended = "paused at this step" if paused else "finished"
+    ended = "ended at this step" if paused else "finished"
     return TrainResult(
         loras=tuple(read_lora(file)[0] for file in files),
         lora_files=files,

@@ -8,7 +8,7 @@ from pathlib import Path
 import browser
 import comfy_server
 import pytest
-from example_pages import open_front
+from example_pages import PICTURES, open_front
 from example_parts import put_example_footage, write_example_parts
 from server_parts import put_clips, write_parts
 
@@ -48,10 +48,10 @@ def examples(comfy: comfy_server.ComfyServer) -> comfy_server.ComfyServer:
 
 @pytest.fixture(scope="module")
 def wide_page(comfyui_here: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
-    """An empty page as large as many screens are."""
+    """An empty page, as large as many screens are where pictures are taken: drawing it takes most of the time."""
     if browser.why_not():
         pytest.skip(browser.why_not())
-    with browser.browser(tmp_path_factory.mktemp("browser"), 1920, 1080) as page:
+    with browser.browser(tmp_path_factory.mktemp("browser"), *((1920, 1080) if PICTURES else (1100, 620))) as page:
         yield page
 
 

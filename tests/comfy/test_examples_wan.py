@@ -56,6 +56,7 @@ def test_a_run_goes_on_after_its_first_video(example_page: Page, examples: Comfy
 
 def test_a_lora_is_compared_and_looked_into(example_page: Page, with_copies: ComfyServer):
     name = "compare_lora"
+    example_page.evaluate("app.refreshComboInNodes()")  # as pressing R: the LoRA may be newer than the page
     seen.open_example(example_page, name)
     seen.make_small(example_page)
     shown = seen.run(example_page, with_copies)

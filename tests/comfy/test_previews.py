@@ -88,17 +88,36 @@ def test_the_preview_file_shows_what_comfyui_then_samples(comfy: ComfyServer, cl
     told = comfy.get(f"/video_lora/run?name={SHOWN}")["previews"]
     assert [(each["step"], each["number"], each["expert"]) for each in told] == [(0, 1, ""), (2, 1, ""), (4, 1, "")]
     path = told[-1]["path"]
+    (folder / "step-000003-1.mp4").mkdir()
+    (folder / "step-000005-1.mp4").touch()
+    assert comfy.get(f"/video_lora/run?name={SHOWN}")["previews"] == told, "of a step that the run has not made"
     assert path == {"filename": "step-000004-1.mp4", "subfolder": f"video_lora/{SHOWN}/previews", "type": "output"}
 
 
-def test_a_vae_of_another_model_is_refused_before_anything_is_trained(comfy: ComfyServer, clips: str):
+@pytest.mark.parametrize(("at", "wrong", "said"), [
+    ("train", {"vae": ["other", 0]}, "another model's VAE"),
+    ("train", {"vae": ["vae_file", 0], "audio_vae": ["vae_file", 0]}, "connected to audio_vae makes no sound"),
+    ("prepare", {"preview_prompts": "a dog\n" * 17}, "Preview prompts has 17 lines, and at most 16 are shown"),
+    ("prepare", {"preview_prompts": "half a \ud800"}, "Preview prompts holds half a character"),
+], ids=["vae", "audio vae", "prompts", "surrogate"])
+def test_what_previews_cannot_be_made_of_is_refused_before_anything_is_trained(
+    comfy: ComfyServer, clips: str, at: str, wrong: dict, said: str
+):
     forget_run(comfy, SHOWN)
     graph = training_anew(clips, name=SHOWN, steps=4)
     graph["other"] = node("TinyPartsFamilyVae", family="wan 2.2")
-    graph["train"]["inputs"]["vae"] = ["other", 0]
+    graph[at]["inputs"] |= wrong
     result = comfy.queue(graph)
-    assert result.error_node == "train" and "another model's VAE" in result.error
+    assert result.error_node == at and said in result.error
     assert not run_folder(comfy, SHOWN).exists()
+
+
+def test_an_audio_vae_alone_is_not_passed_over_in_silence(comfy: ComfyServer, clips: str):
+    graph = training_anew(clips, name=SHOWN, steps=4)
+    graph["other"] = node("TinyPartsFamilyVae", family="wan 2.2")
+    graph["train"]["inputs"]["audio_vae"] = ["other", 0]
+    result = comfy.queue(graph)
+    assert result.error_node == "train" and "connect vae as well" in result.error
 
 
 def test_chunks_with_the_users_own_sampler_between_end_with_the_same_lora(comfy: ComfyServer, clips: str):

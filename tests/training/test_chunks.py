@@ -56,6 +56,7 @@ def test_chunks_end_with_the_bytes_of_an_undivided_run(start):
     first, second = start(until(2)), start(until(5))
     last = start(WHOLE)
     assert last.lora_files[0].read_bytes() == whole.lora_files[0].read_bytes()
+    assert start(until(9), place="by number").lora_files[0].read_bytes() == whole.lora_files[0].read_bytes()
     assert first.losses == whole.losses[:2] and second.losses == whole.losses[:5] and last.losses == whole.losses
     assert "2 steps of 6, paused" in first.report and "Went on from step 2." in second.report
     assert files(start, "run/checkpoints") == ["step-000002.safetensors", "step-000005.safetensors"]
@@ -92,6 +93,23 @@ def test_a_pause_that_was_passed_without_a_copy_trains_nothing_and_loses_nothing
     assert start(WHOLE).losses == start(WHOLE, place="whole").losses
 
 
+def test_where_a_shorter_run_ended_a_longer_one_can_pause(start):
+    short = start(dataclasses.replace(WHOLE, steps=4))
+    paused = start(until(4))
+    assert paused.report.startswith("Nothing to do: this run has ended at this step before.")
+    assert start(WHOLE).losses[:4] == short.losses
+    again = start(until(4))
+    assert again.reused and same(again.loras[0], short.loras[0]) and same(again.loras[0], paused.loras[0])
+
+
+def test_copies_of_more_steps_are_not_those_of_fewer(start):
+    copied = dataclasses.replace(WHOLE, recipe=dataclasses.replace(WHOLE.recipe, save_every=2))
+    start(copied)
+    shorter = until(2, dataclasses.replace(copied, steps=4))
+    anew = start(shorter)
+    assert not anew.reused and same(anew.loras[0], start(shorter, place="fresh").loras[0])
+
+
 @pytest.mark.parametrize("pause", [6, 7, 0])
 def test_a_pause_at_or_after_the_end_is_none(start, pause):
     result = start(until(pause))
@@ -112,4 +130,17 @@ def test_of_two_experts_each_gets_its_share_of_a_chunk(start, pair):
     assert [file.read_bytes() for file in last.lora_files] == [file.read_bytes() for file in whole.lora_files]
     assert last.losses == whole.losses
     again = start(until(3, config), base=pair)
+    assert again.reused and all(map(same, again.loras, first.loras)) and again.losses == first.losses
+
+
+def test_an_expert_of_one_step_is_whole_at_the_first_pause(start, pair):
+    config = dataclasses.replace(WHOLE, recipe=dataclasses.replace(WHOLE.recipe, high_noise_share=0.84))
+    first = start(until(2, config), base=pair)
+    assert files(start, "run/checkpoints") == ["high_noise-step-000002.safetensors"]
+    curve = read_curve(start.folder / "here/run")
+    assert (curve.made, curve.last, curve.total) == (3, 6, 6)
+    last = start(config, base=pair)
+    assert last.losses == start(config, place="whole", base=pair).losses
+    assert read_curve(start.folder / "here/run").made == 6, "the loss of the expert that was whole is still there"
+    again = start(until(2, config), base=pair)
     assert again.reused and all(map(same, again.loras, first.loras)) and again.losses == first.losses

@@ -1,6 +1,7 @@
 """Previews: sampled as others sample, the same every time, and without a trace in what is learnt."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -9,6 +10,8 @@ from diffusers import CogVideoXDDIMScheduler, FlowMatchEulerDiscreteScheduler
 from family_studio import TWIN_NAMES, TWINS, open_studio
 from tiny import write_twin
 
+from video_lora_studio.loaders.lora_file import RUN_KEY
+from video_lora_studio.loaders.safetensors_file import read_tensors, write_tensors
 from video_lora_studio.loaders.video_file import probe, read_frames
 from video_lora_studio.training.config import AdapterConfig, PreviewConfig, RecipeConfig, RunConfig
 from video_lora_studio.training.dataset.training_set import Caption, load_sample
@@ -109,16 +112,26 @@ def test_prompts_of_the_set_come_before_captions(training_set):
     assert [scene.sample.clip for scene in scenes] == [sample.clip for sample in training_set.samples[:2]]
 
 
-def test_what_fails_is_said_once_and_the_run_goes_on(start):
+@pytest.mark.parametrize("kind", [RuntimeError, AttributeError, AssertionError, KeyError])
+def test_whatever_the_vae_raises_is_said_once_and_the_run_goes_on(start, kind):
     class Broken:
         def decode(self, latents):
-            raise RuntimeError("the VAE ran out of memory")
+            raise kind("out of memory")
 
         decode_sound = decode
 
     result = start(decoder=Broken())
     assert len(result.losses) == 4
-    assert result.report.count("No preview at step 0: the VAE cannot decode it: the VAE ran out of memory") == 1
+    (said,) = [line for line in result.report.splitlines() if line.startswith("No preview")]
+    assert said.startswith("No preview at step 0: the VAE cannot decode it: ") and "out of memory" in said
+
+
+def test_a_place_that_cannot_be_written_is_said_once(start):
+    folder = start.folder / "here/run"
+    folder.mkdir(parents=True)
+    (folder / "previews").write_text("a file where the folder should be")
+    report = start(settings(6), decoder=Decoder()).report
+    assert report.count("No preview at step") == report.count(f"{folder / 'previews'} could not be written") == 1
 
 
 def test_whoever_stops_is_heard_within_a_preview(start):
@@ -133,22 +146,57 @@ def test_whoever_stops_is_heard_within_a_preview(start):
                 raise Stop
 
         def report(self, progress):
-            self.making += progress.phase == "Making a preview" and progress.preview is None
+            self.making += progress.phase == "Making a preview, step" and progress.preview is None
 
     with pytest.raises(Stop):
         start(decoder=Decoder(), listener=Stops())
     went_on = start(decoder=Decoder())
     assert "Went on from step 2." in went_on.report
+    assert names(start.folder / "here/run/previews") == [f"step-{step:06d}-1.mp4" for step in (0, 2, 4)]
     assert went_on.lora_files[0].read_bytes() == start(place="whole").lora_files[0].read_bytes()
 
 
-def test_previews_of_another_run_are_put_aside(start):
+def test_previews_of_another_run_are_put_aside_and_come_back_with_it(start):
+    folder = start.folder / "here/run"
     start(decoder=Decoder())
-    before = names(start.folder / "here/run/previews")
+    before = names(folder / "previews")
     start(settings(2, seed=1), decoder=Decoder())
-    assert names(start.folder / "here/run/previews") == ["step-000000-1.mp4", "step-000002-1.mp4"]
-    (kept,) = (start.folder / "here/run/replaced").glob("previews-*")
+    assert names(folder / "previews") == ["step-000000-1.mp4", "step-000002-1.mp4"]
+    (kept,) = (folder / "replaced").glob("previews-*")
     assert names(kept) == before
+    start()
+    assert names(folder / "previews") == before
+    (kept,) = (folder / "replaced").glob("previews-*")
+    assert names(kept) == ["step-000000-1.mp4", "step-000002-1.mp4"]
+
+
+def test_a_key_from_a_file_names_no_place(start):
+    folder = start.folder / "here/run"
+    start(settings(2), decoder=Decoder())
+    key = "/../../x"
+    record = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(record | {"key": key}))
+    lora = start.folder / "here/loras/test.safetensors"
+    tensors, header = read_tensors(lora)
+    write_tensors(lora, tensors, header | {RUN_KEY: key})
+    for trap in ("previews-", "test-"):
+        (folder / "replaced" / trap).mkdir(parents=True)
+    start(settings(2))
+    assert {path.name for path in (folder / "replaced").iterdir()} == {
+        "previews-", "test-", "previews-unknown", "test-unknown.safetensors"
+    }
+    assert not [*(folder / "replaced/test-").iterdir(), *(folder / "replaced/previews-").iterdir()]
+
+
+def test_what_is_no_preview_is_not_listed(tmp_path):
+    folder = tmp_path / "previews"
+    folder.mkdir()
+    for name in ("step-000002-1.mp4", "low_noise-step-000001-2.mp4", "step-2.mp4", "step-000002-1.mp4.part", "x.mp4"):
+        (folder / name).touch()
+    (folder / "step-000003-1.mp4").mkdir()
+    (folder / "step-000004-1.mp4").symlink_to(tmp_path / "nowhere")
+    found = [(each["expert"], each["step"], each["number"]) for each in list_previews(tmp_path)]
+    assert found == [("", 2, 1), ("low_noise", 1, 2)]
 
 
 def other_samplers(base, steps, shift):

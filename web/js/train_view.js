@@ -217,7 +217,7 @@ class RunView {
             return;
         }
         const total = now?.total || curve.total;
-        const state = now ? now.phase : STATES[curve.status] ?? "";
+        const state = now ? now.phase.replace(/, step$/, "") : STATES[curve.status] ?? "";
         this.state.textContent = [state, expertWords(now?.expert)].filter(Boolean).join(" · ");
         this.state.title = this.state.textContent;
         this.steps.textContent = this.at === null ? `Step ${steps(curve.made)} of ${steps(total)}` : `At step ${steps(this.at)}`;
