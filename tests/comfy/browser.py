@@ -23,7 +23,7 @@ FLAGS = (
     "--disable-dev-shm-usage", "--disable-extensions", "--disable-background-networking", "--mute-audio",
     "--no-sandbox",  # containers lack what the sandbox needs; only the test's own server is visited
 )
-PATIENCE = 30.0
+PATIENCE = 60.0
 """Seconds until what is waited for must have come."""
 CODES = {"Enter": 13, "Escape": 27, "Tab": 9, "Backspace": 8, "Delete": 46, " ": 32, "PageUp": 33, "PageDown": 34,
          "ArrowLeft": 37, "ArrowUp": 38, "ArrowRight": 39, "ArrowDown": 40}

@@ -19,6 +19,7 @@ from video_lora_studio.training.config import AdapterConfig, CutConfig, MemoryCo
 from video_lora_studio.training.dataset import captioning, shot_record
 from video_lora_studio.training.dataset.caption_text import clean_caption
 from video_lora_studio.training.families import open_base_model
+from video_lora_studio.training.progress_file import ProgressFile
 from video_lora_studio.training.run_folder import RunFolder
 
 EXAMPLES = 200
@@ -174,7 +175,7 @@ def test_records_that_make_no_sense_are_not_used(room: Path, watch: Watch, text:
     (room / "cache" / "sets" / "x.json").write_text(text, encoding="utf-8")
     for work in (
         RunFolder(room).record,
-        RunFolder(room).losses,
+        ProgressFile(room).read,
         lambda: shot_record.read_record(room),
         lambda: captioning._read_record(room),
     ):
