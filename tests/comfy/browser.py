@@ -161,8 +161,11 @@ class Page:
     def find(self, selector: str, text: str = "") -> str:
         """Handle of the first element in sight that a selector and its text describe, as soon as there is one."""
         expression = f"({FIND})({json.dumps(selector)}, {json.dumps(text)})"
-        self.wait(f"Boolean({expression})")
-        return self.call("Runtime.evaluate", expression=expression)["result"]["objectId"]
+        handle = None
+        while handle is None:  # a page in motion may take it away between the two looks
+            self.wait(f"Boolean({expression})")
+            handle = self.call("Runtime.evaluate", expression=expression)["result"].get("objectId")
+        return handle
 
     def ask(self, element: str, function: str) -> Any:
         """What a JavaScript function returns for an element, its `this`."""
