@@ -116,8 +116,8 @@ def sampled(
     base, objective = context.base, context.objective
     frames = dict(scene.sample.shapes)["video"][1]
     clean, prompted = _read(context, scene.sample, scene.caption)
-    _, empty = _read(context, scene.sample, training_set.no_caption)
     guidance = config.guidance or base.defaults.guidance
+    empty = None if guidance == 1 else _read(context, scene.sample, training_set.no_caption)[1]
     levels = _levels(context, config)
     source = torch.Generator().manual_seed(config.seed + number)
     noise = {name: torch.randn(clip.shape, generator=source).to(context.device) for name, clip in clean.items()}
@@ -149,12 +149,12 @@ def _levels(context: StepContext, config: PreviewConfig) -> Tensor:
 
 
 def _answer(
-    context: StepContext, now: Streams, level: float, prompted: Features, empty: Features, guidance: float
+    context: StepContext, now: Streams, level: float, prompted: Features, empty: Features | None, guidance: float
 ) -> Streams:
     levels = {name: torch.full((1,), level, device=context.device) for name in now}
     with context.autocast():
         answer = context.family.predict(context.transformer, now, levels, {}, prompted)
-        if guidance == 1:
+        if empty is None:
             return answer
         without = context.family.predict(context.transformer, now, levels, {}, empty)
     return {name: without[name] + guidance * (answer[name] - without[name]) for name in answer}

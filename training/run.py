@@ -33,8 +33,9 @@ from .memory.live_bytes import peak_bytes
 from .memory.out_of_memory import is_out_of_memory
 from .memory.plan import Plan, Room, Speed, choose
 from .memory.workload import Workload, largest_sample
-from .optimizers import build_optimizer, check_optimizer, state_bytes
+from .optimizers import Stepper, build_optimizer, check_optimizer, state_bytes
 from .preview import previewing
+from .resume import ResumeFolder
 from .run_facts import facts_of, run_key
 from .run_folder import RunFolder
 from .run_output import SAVED_DTYPES, KeyMatch, Part, Places, RunOutput, Training
@@ -136,11 +137,7 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         point.put_back(state, adapter, optimizer)
     output.note(went_on(state, points.last_step(), config))
 
-    def rewind() -> None:
-        found, _ = points.newest(config.steps)
-        if found is None:
-            raise ValueError("No whole resume point is left to go back to: queue again to begin anew.")
-        found.put_back(state, adapter, optimizer)
+    rewind = partial(_go_back, points, config, state, adapter, optimizer)
 
     def recovery_of_a_step(error: BaseException) -> Callable[[], None] | None:
         """What `run_steps` does not meet: memory ran out in a step of the optimizer, which may be half made."""
@@ -182,6 +179,16 @@ def _train_part(part: Part, job: Job) -> dict[str, Tensor]:
         fitting.close()
         context.transformer.to("meta")
         gc.collect()
+
+
+def _go_back(
+    points: ResumeFolder, config: RunConfig, state: RunState, adapter: Adapter, optimizer: Stepper
+) -> None:
+    """Be as far as the last whole resume point. ValueError where none is left."""
+    found, _ = points.newest(config.steps)
+    if found is None:
+        raise ValueError("No whole resume point is left to go back to: queue again to begin anew.")
+    found.put_back(state, adapter, optimizer)
 
 
 def went_on(state: RunState, last: int, config: RunConfig) -> list[str]:
